@@ -1,0 +1,8 @@
+//! Durable file operations, clocks and the shared mapping: the unsafe and the fsyncs, done once.
+//!
+//! Called by every room that touches the disk. Nothing here knows SQLite or replication.
+
+pub mod clock;
+mod durable;
+
+pub use durable::{Dir, create_dir_durable, replace, sync_dir};

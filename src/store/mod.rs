@@ -1,0 +1,202 @@
+//! All databases of a node: names, identities, announcements, the node's role.
+//!
+//! Lock order: store before database. No lock is held across an await.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::database::{Database, FileRole, OpError};
+use crate::types::{DbId, DbName, Epoch, Pos};
+
+/// What this node is for writes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Takes writes.
+    Primary {
+        /// Its reign.
+        epoch: Epoch,
+    },
+    /// Follows a primary, or waits for one.
+    Replica {
+        /// Name of the primary as peers know it; `None` while none is known or connected.
+        primary: Option<String>,
+    },
+}
+
+/// A change in the set of databases.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CatalogChange {
+    /// A database exists, or has a new name.
+    Named {
+        /// Which.
+        id: DbId,
+        /// Its name from now on.
+        name: DbName,
+    },
+    /// A database is gone.
+    Dropped {
+        /// Which.
+        id: DbId,
+    },
+}
+
+/// What happened since a [`Subscription`] was last asked.
+#[derive(Default, Debug)]
+pub struct Announcement {
+    /// In order. A rename over another database is `Dropped` then `Named`.
+    pub catalog: Vec<CatalogChange>,
+    /// The catalog changes overflowed: read the whole catalog again.
+    pub catalog_lost: bool,
+    /// Databases with new transactions, each once.
+    pub changed: Vec<DbId>,
+}
+
+/// A receiver of announcements. Bounded: each database appears at most once.
+#[derive(Debug)]
+pub struct Subscription {}
+
+impl Subscription {
+    /// Waits until there is something to report. Cancellation-safe.
+    pub async fn next(&self) -> Announcement {
+        unimplemented!()
+    }
+}
+
+/// All databases of this node.
+#[derive(Debug)]
+pub struct Store {}
+
+impl Store {
+    /// The directory that holds the plain files shown under the mount.
+    #[must_use]
+    pub fn files(&self) -> &Path {
+        unimplemented!()
+    }
+
+    /// This node's role.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        unimplemented!()
+    }
+
+    // ---- kernel requests, called by `mount` ----
+
+    /// The database for a regular file that is not a companion, made if there is none.
+    #[must_use]
+    pub fn main_file(&self, _name: &DbName) -> Arc<Database> {
+        unimplemented!()
+    }
+
+    /// Splits a path into the database it belongs to and the role of the file: `a/x.db-wal` is the
+    /// WAL of `a/x.db` if that file exists, otherwise a main file of its own.
+    #[must_use]
+    pub fn resolve(&self, _path: &DbName) -> (Arc<Database>, FileRole) {
+        unimplemented!()
+    }
+
+    /// Removes a file by calling `remove`, and what hangs on it: the unlink of a journal commits, of a
+    /// WAL captures, of a database drops it.
+    ///
+    /// # Errors
+    /// The file is still there, and nothing was committed.
+    pub fn unlink(
+        &self,
+        _path: &DbName,
+        _remove: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<(), OpError> {
+        unimplemented!()
+    }
+
+    /// Renames a file or directory by calling `rename`; databases keep their identity.
+    ///
+    /// # Errors
+    /// Nothing was renamed.
+    pub fn rename(
+        &self,
+        _from: &DbName,
+        _to: &DbName,
+        _rename: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<(), OpError> {
+        unimplemented!()
+    }
+
+    /// On a replica: takes the write lock of a database through the mount so that an application gets
+    /// SQLite's "busy". Blocks; never call it on a thread that serves kernel requests.
+    ///
+    /// # Errors
+    /// The lock could not be taken in time.
+    pub fn attach(&self, _db: &Arc<Database>) -> Result<(), OpError> {
+        unimplemented!()
+    }
+
+    /// Milliseconds since this node was last known to be level with the primary: 0 on the primary,
+    /// `i32::MAX` before the first contact. The content of `.lag`.
+    #[must_use]
+    pub fn lag_ms(&self) -> i64 {
+        unimplemented!()
+    }
+
+    // ---- replication ----
+
+    /// All tracked databases.
+    #[must_use]
+    pub fn databases(&self) -> Vec<Arc<Database>> {
+        unimplemented!()
+    }
+
+    /// The database with an identity.
+    #[must_use]
+    pub fn by_id(&self, _id: DbId) -> Option<Arc<Database>> {
+        unimplemented!()
+    }
+
+    /// The tracked database with a name.
+    #[must_use]
+    pub fn by_name(&self, _name: &DbName) -> Option<Arc<Database>> {
+        unimplemented!()
+    }
+
+    /// Reports changes from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscription {
+        unimplemented!()
+    }
+
+    /// On a replica: makes or renames a database as the primary has it. A local file in the way moves
+    /// to `lost+found`.
+    ///
+    /// # Errors
+    /// The log's directory could not be made.
+    pub fn adopt(&self, _id: DbId, _name: &DbName) -> Result<Arc<Database>, OpError> {
+        unimplemented!()
+    }
+
+    /// On a replica: removes a database the primary does not have. Blocks on the mount.
+    ///
+    /// # Errors
+    /// A file could not be removed.
+    pub fn forget(&self, _id: DbId) -> Result<(), OpError> {
+        unimplemented!()
+    }
+
+    /// On a replica: replaces a database's content by a complete image that `Snapshot`s gave, checked
+    /// against the position's checksum first. Readers see either state. Blocks for long.
+    ///
+    /// # Errors
+    /// The image does not match the position, or a file could not be written.
+    pub fn install(&self, _db: &Database, _image: &Path, _pos: Pos) -> Result<(), OpError> {
+        unimplemented!()
+    }
+
+    /// On a replica: contact with the primary, for `.primary` and `.lag`. `level` means that every
+    /// position the primary reported is applied here.
+    pub fn heard_from_primary(&self, _name: &str, _level: bool) {
+        unimplemented!()
+    }
+
+    /// On a replica: the stream to the primary broke.
+    pub fn lost_primary(&self) {
+        unimplemented!()
+    }
+}
