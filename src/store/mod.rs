@@ -3,11 +3,13 @@
 //! Lock order: store before database. No lock is held across an await.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::database::{Database, FileRole, OpError};
-use crate::types::{DbId, DbName, Epoch, Pos};
+use crate::client::Pool;
+use crate::database::{Database, FileRole, OpError, Origin};
+use crate::types::{DbId, DbName, Epoch, NodeId, Pos};
 
 /// What this node is for writes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,11 +65,98 @@ impl Subscription {
     }
 }
 
+/// What a local write on a replica gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ReplicaWrites {
+    /// `SQLITE_BUSY` after the application's timeout; works again after a promotion.
+    #[default]
+    Busy,
+    /// `SQLITE_READONLY` at once: opening for writing fails with `EROFS`.
+    Readonly,
+}
+
+/// How much of a database's log is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Retention {
+    /// Records younger than this are kept, within `bytes`.
+    pub age: Duration,
+    /// Bytes of log per database that age alone may keep.
+    pub bytes: u64,
+    /// Bytes of log per database that a lagging replica may hold back; beyond it gets a snapshot.
+    pub bytes_max: u64,
+}
+
+/// How to open a [`Store`].
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// The data directory; `files`, `log`, `tmp` and `lost+found` are made below it.
+    pub data: PathBuf,
+    /// This node, for the LTX headers.
+    pub node: NodeId,
+    /// What a local write on a replica gets.
+    pub replica_writes: ReplicaWrites,
+    /// How much log is kept.
+    pub retention: Retention,
+}
+
+/// Why the store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The data directory could not be used.
+    #[error("{step}: {path}")]
+    Disk {
+        /// Verb and object.
+        step: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Tells the kernel to look a name up again; the mount provides it.
+pub type InvalidateEntry = Arc<dyn Fn(&DbName) + Send + Sync>;
+
 /// All databases of this node.
 #[derive(Debug)]
 pub struct Store {}
 
 impl Store {
+    /// Opens the data directory and recovers every database. No application may have files open.
+    /// The node starts as a replica without a primary.
+    ///
+    /// # Errors
+    /// The data directory is unusable. A damaged database does not fail the store: it is quarantined.
+    pub fn open(_options: StoreOptions) -> Result<Arc<Self>, StoreError> {
+        unimplemented!()
+    }
+
+    /// Gives the store its way through the mount; called once the mount is up.
+    pub fn connect(&self, _client: Arc<Pool>, _invalidate: InvalidateEntry) {
+        unimplemented!()
+    }
+
+    /// Changes the node's role. Blocks until the write locks of all open databases are taken or released.
+    pub fn set_role(&self, _role: Role) {
+        unimplemented!()
+    }
+
+    /// Stops taking writes, writes everything back and syncs. Called before the unmount.
+    pub fn close(&self) {
+        unimplemented!()
+    }
+
+    /// A replica is connected and needs the log of a database from this position on.
+    pub fn follower_needs(&self, _peer: NodeId, _db: DbId, _pos: Pos) {
+        unimplemented!()
+    }
+
+    /// A replica is gone: the log is no longer kept for it.
+    pub fn follower_gone(&self, _peer: NodeId) {
+        unimplemented!()
+    }
+
     /// The directory that holds the plain files shown under the mount.
     #[must_use]
     pub fn files(&self) -> &Path {
@@ -103,6 +192,7 @@ impl Store {
     pub fn unlink(
         &self,
         _path: &DbName,
+        _origin: Origin,
         _remove: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<(), OpError> {
         unimplemented!()
@@ -116,6 +206,7 @@ impl Store {
         &self,
         _from: &DbName,
         _to: &DbName,
+        _origin: Origin,
         _rename: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<(), OpError> {
         unimplemented!()
