@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Everything CI checks. `./ci.sh` runs all parts; `./ci.sh setup|lint|unit|e2e` runs one.
+#
+#   setup   installs what the tests need (Debian or Ubuntu, as root), otherwise names what is missing
+#   lint    formatting, clippy, documentation
+#   unit    tests that need nothing but a compiler
+#   e2e     real SQLite processes on real mounts; needs /dev/fuse
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf 'ci.sh: %s\n' "$*" >&2; exit 1; }
+
+# Command -> Debian package that brings it.
+TOOLS=(sqlite3:sqlite3 fusermount3:fuse3 cc:build-essential)
+
+setup() {
+    say setup
+    local missing=() tool
+    for tool in "${TOOLS[@]}"; do
+        command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
+    done
+    if ((${#missing[@]})); then
+        if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+            export DEBIAN_FRONTEND=noninteractive
+            apt-get update -qq
+            apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+        else
+            fail "missing: ${missing[*]}. Install them (Debian: sudo apt-get install ${missing[*]})."
+        fi
+    fi
+    command -v cargo >/dev/null || fail "missing: cargo. Install Rust 1.95 or newer from your distribution or https://rustup.rs."
+    cargo clippy --version >/dev/null 2>&1 || rustup component add clippy >/dev/null || fail "missing: clippy (rustup component add clippy)"
+    cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt >/dev/null || fail "missing: rustfmt (rustup component add rustfmt)"
+    printf '%s; sqlite3 %s; %s cores\n' "$(cargo --version)" "$(sqlite3 --version | cut -d' ' -f1)" "$(nproc)"
+}
+
+lint() {
+    say lint
+    cargo fmt --check
+    cargo clippy --quiet --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps
+}
+
+unit() {
+    say unit
+    cargo test --quiet --lib --bins
+    cargo test --quiet --doc
+}
+
+e2e() {
+    say e2e
+    local targets=() file
+    for file in tests/*.rs; do
+        [ -e "$file" ] && targets+=(--test "$(basename "$file" .rs)")
+    done
+    ((${#targets[@]})) || return 0
+    [ -c /dev/fuse ] || fail "no /dev/fuse here: the end-to-end tests need it (modprobe fuse; in Docker: --device /dev/fuse --cap-add SYS_ADMIN)"
+    cargo test "${targets[@]}"
+}
+
+case "${1:-all}" in
+    all) setup; lint; unit; e2e; say "all passed" ;;
+    setup | lint | unit | e2e) "$1" ;;
+    -h | --help | help) sed -n '2,8s/^# \{0,1\}//p' "$0" ;;
+    *) echo "ci.sh: unknown part '$1' (all, setup, lint, unit, e2e)" >&2; exit 2 ;;
+esac
