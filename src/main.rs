@@ -1,3 +1,9 @@
 //! The `weir` command.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    weir::cli::run()
+}
