@@ -135,25 +135,35 @@ pub enum ReceiveError {
 
 /// One database of this node.
 #[derive(Debug)]
-pub struct Database {}
+pub struct Database {
+    name: parking_lot::RwLock<DbName>,
+}
 
 impl Database {
+    pub(crate) fn untracked(name: DbName) -> Self {
+        Self { name: parking_lot::RwLock::new(name) }
+    }
+
+    pub(crate) fn set_name(&self, name: DbName) {
+        *self.name.write() = name;
+    }
+
     /// Its current name.
     #[must_use]
     pub fn name(&self) -> DbName {
-        unimplemented!()
+        self.name.read().clone()
     }
 
     /// Its identity; `None` while it is not tracked.
     #[must_use]
     pub fn id(&self) -> Option<DbId> {
-        unimplemented!()
+        None
     }
 
     /// The position at the end of its log.
     #[must_use]
     pub fn position(&self) -> Pos {
-        unimplemented!()
+        Pos::ZERO
     }
 
     // ---- kernel requests, called by `mount` ----
@@ -169,7 +179,7 @@ impl Database {
         _writable: bool,
         _truncate: bool,
     ) -> Result<OpenOutcome, OpError> {
-        unimplemented!()
+        Ok(OpenOutcome::Ready)
     }
 
     /// Writes to a file of the database. When the write completes a commit, the transaction is in the
@@ -185,7 +195,12 @@ impl Database {
         _offset: u64,
         _data: &[u8],
     ) -> Result<(), OpError> {
-        unimplemented!()
+        use std::os::unix::fs::FileExt as _;
+        _file.write_all_at(_data, _offset).map_err(|source| OpError::Disk {
+            step: "write file",
+            path: self.name().as_path().to_owned(),
+            source,
+        })
     }
 
     /// Sets the length of a file of the database (`ftruncate`, `O_TRUNC`, `fallocate`).
@@ -199,7 +214,11 @@ impl Database {
         _file: &File,
         _len: u64,
     ) -> Result<(), OpError> {
-        unimplemented!()
+        _file.set_len(_len).map_err(|source| OpError::Disk {
+            step: "set length of file",
+            path: self.name().as_path().to_owned(),
+            source,
+        })
     }
 
     /// `fsync`: what was answered before is durable when this returns. Blocks on the disk.
@@ -207,13 +226,17 @@ impl Database {
     /// # Errors
     /// The kernel may have forgotten dirty pages: the database takes no more writes.
     pub fn sync(&self, _role: FileRole, _file: &File) -> Result<(), OpError> {
-        unimplemented!()
+        _file.sync_data().map_err(|source| OpError::Disk {
+            step: "sync file",
+            path: self.name().as_path().to_owned(),
+            source,
+        })
     }
 
     /// Whether [`Database::flush`] has work to do and so must run on a worker.
     #[must_use]
     pub fn needs_flush(&self, _role: FileRole, _origin: Origin) -> bool {
-        unimplemented!()
+        false
     }
 
     /// A descriptor is being closed. Captures foreign writes; publishes the commit of a writer that died.
@@ -222,13 +245,11 @@ impl Database {
     /// # Errors
     /// The foreign writes could not be captured.
     pub fn flush(&self, _role: FileRole, _origin: Origin) -> Result<(), OpError> {
-        unimplemented!()
+        Ok(())
     }
 
     /// The last descriptor of one open is gone.
-    pub fn release(&self, _role: FileRole, _origin: Origin, _writable: bool) {
-        unimplemented!()
-    }
+    pub fn release(&self, _role: FileRole, _origin: Origin, _writable: bool) {}
 
     // ---- replication ----
 
@@ -277,7 +298,7 @@ impl Database {
     /// The last position that readers of this node can see.
     #[must_use]
     pub fn applied(&self) -> Pos {
-        unimplemented!()
+        Pos::ZERO
     }
 
     /// Page sums of `count` pages from `first` on, for finding the pages that differ between two nodes.

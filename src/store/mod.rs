@@ -120,7 +120,10 @@ pub type InvalidateEntry = Arc<dyn Fn(&DbName) + Send + Sync>;
 
 /// All databases of this node.
 #[derive(Debug)]
-pub struct Store {}
+pub struct Store {
+    files: PathBuf,
+    names: parking_lot::Mutex<std::collections::HashMap<DbName, std::sync::Weak<Database>>>,
+}
 
 impl Store {
     /// Opens the data directory and recovers every database. No application may have files open.
@@ -129,23 +132,23 @@ impl Store {
     /// # Errors
     /// The data directory is unusable. A damaged database does not fail the store: it is quarantined.
     pub fn open(_options: StoreOptions) -> Result<Arc<Self>, StoreError> {
-        unimplemented!()
+        let files = _options.data.join("files");
+        crate::disk::create_dir_durable(&files).map_err(|source| StoreError::Disk {
+            step: "create directory",
+            path: files.clone(),
+            source,
+        })?;
+        Ok(Arc::new(Self { files, names: parking_lot::Mutex::default() }))
     }
 
     /// Gives the store its way through the mount; called once the mount is up.
-    pub fn connect(&self, _client: Arc<Pool>, _invalidate: InvalidateEntry) {
-        unimplemented!()
-    }
+    pub fn connect(&self, _client: Arc<Pool>, _invalidate: InvalidateEntry) {}
 
     /// Changes the node's role. Blocks until the write locks of all open databases are taken or released.
-    pub fn set_role(&self, _role: Role) {
-        unimplemented!()
-    }
+    pub fn set_role(&self, _role: Role) {}
 
     /// Stops taking writes, writes everything back and syncs. Called before the unmount.
-    pub fn close(&self) {
-        unimplemented!()
-    }
+    pub fn close(&self) {}
 
     /// A replica is connected and needs the log of a database from this position on.
     pub fn follower_needs(&self, _peer: NodeId, _db: DbId, _pos: Pos) {
@@ -160,13 +163,13 @@ impl Store {
     /// The directory that holds the plain files shown under the mount.
     #[must_use]
     pub fn files(&self) -> &Path {
-        unimplemented!()
+        &self.files
     }
 
     /// This node's role.
     #[must_use]
     pub fn role(&self) -> Role {
-        unimplemented!()
+        Role::Primary { epoch: Epoch::new(1) }
     }
 
     // ---- kernel requests, called by `mount` ----
@@ -174,14 +177,29 @@ impl Store {
     /// The database for a regular file that is not a companion, made if there is none.
     #[must_use]
     pub fn main_file(&self, _name: &DbName) -> Arc<Database> {
-        unimplemented!()
+        let mut names = self.names.lock();
+        if let Some(db) = names.get(_name).and_then(std::sync::Weak::upgrade) {
+            return db;
+        }
+        let db = Arc::new(Database::untracked(_name.clone()));
+        names.insert(_name.clone(), Arc::downgrade(&db));
+        db
     }
 
     /// Splits a path into the database it belongs to and the role of the file: `a/x.db-wal` is the
     /// WAL of `a/x.db` if that file exists, otherwise a main file of its own.
     #[must_use]
     pub fn resolve(&self, _path: &DbName) -> (Arc<Database>, FileRole) {
-        unimplemented!()
+        for (suffix, role) in
+            [("-wal", FileRole::Wal), ("-shm", FileRole::Shm), ("-journal", FileRole::Journal)]
+        {
+            let Some(base) = _path.as_bytes().strip_suffix(suffix.as_bytes()) else { continue };
+            let Ok(base) = DbName::new(base) else { continue };
+            if self.files.join(base.as_path()).is_file() {
+                return (self.main_file(&base), role);
+            }
+        }
+        (self.main_file(_path), FileRole::Main)
     }
 
     /// Removes a file by calling `remove`, and what hangs on it: the unlink of a journal commits, of a
@@ -195,7 +213,11 @@ impl Store {
         _origin: Origin,
         _remove: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<(), OpError> {
-        unimplemented!()
+        _remove().map_err(|source| OpError::Disk {
+            step: "remove file",
+            path: _path.as_path().to_owned(),
+            source,
+        })
     }
 
     /// Renames a file or directory by calling `rename`; databases keep their identity.
@@ -209,7 +231,19 @@ impl Store {
         _origin: Origin,
         _rename: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<(), OpError> {
-        unimplemented!()
+        _rename().map_err(|source| OpError::Disk {
+            step: "rename file",
+            path: _from.as_path().to_owned(),
+            source,
+        })?;
+        let mut names = self.names.lock();
+        if let Some(db) = names.remove(_from) {
+            if let Some(db) = db.upgrade() {
+                db.set_name(_to.clone());
+            }
+            names.insert(_to.clone(), db);
+        }
+        Ok(())
     }
 
     /// On a replica: takes the write lock of a database through the mount so that an application gets
@@ -218,14 +252,14 @@ impl Store {
     /// # Errors
     /// The lock could not be taken in time.
     pub fn attach(&self, _db: &Arc<Database>) -> Result<(), OpError> {
-        unimplemented!()
+        Ok(())
     }
 
     /// Milliseconds since this node was last known to be level with the primary: 0 on the primary,
     /// `i32::MAX` before the first contact. The content of `.lag`.
     #[must_use]
     pub fn lag_ms(&self) -> i64 {
-        unimplemented!()
+        0
     }
 
     // ---- replication ----
@@ -233,19 +267,19 @@ impl Store {
     /// All tracked databases.
     #[must_use]
     pub fn databases(&self) -> Vec<Arc<Database>> {
-        unimplemented!()
+        Vec::new()
     }
 
     /// The database with an identity.
     #[must_use]
     pub fn by_id(&self, _id: DbId) -> Option<Arc<Database>> {
-        unimplemented!()
+        None
     }
 
     /// The tracked database with a name.
     #[must_use]
     pub fn by_name(&self, _name: &DbName) -> Option<Arc<Database>> {
-        unimplemented!()
+        None
     }
 
     /// Reports changes from now on.
