@@ -96,6 +96,17 @@ pub enum LogRead {
     NeedsSnapshot,
 }
 
+/// What of the log lies behind a position, known without reading the records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LogSpan {
+    /// How many records.
+    pub records: u64,
+    /// Their bytes, all together; may be rounded up to whole segments.
+    pub bytes: u64,
+    /// Bytes of the first of them; 0 if there is none.
+    pub first_bytes: u64,
+}
+
 /// Why a received transaction was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
@@ -261,12 +272,21 @@ impl Database {
         unimplemented!()
     }
 
-    /// One change set that leads from `after` to the newest position: the last image of each page.
-    /// `Ok(None)` if `after` is not in the log.
+    /// One change set over the records behind `after`, the last image of each page: at least one
+    /// record, then as many as fit in `bytes_max` bytes of log. `Ok(None)` if `after` is not in the
+    /// log, or is its end.
     ///
     /// # Errors
     /// The log could not be read.
-    pub fn merge_log(&self, _after: Pos) -> Result<Option<LogRecord>, OpError> {
+    pub fn merge_log(&self, _after: Pos, _bytes_max: u64) -> Result<Option<LogRecord>, OpError> {
+        unimplemented!()
+    }
+
+    /// How much log lies behind `after`; `None` if the position is not in the log.
+    ///
+    /// # Errors
+    /// The log could not be read.
+    pub fn log_span(&self, _after: Pos) -> Result<Option<LogSpan>, OpError> {
         unimplemented!()
     }
 
@@ -275,6 +295,15 @@ impl Database {
     /// # Errors
     /// The database file could not be opened.
     pub fn snapshot(&self) -> Result<Snapshot, OpError> {
+        unimplemented!()
+    }
+
+    /// Goes on with a snapshot that began at `base` ([`Snapshot::base`]), perhaps in an earlier process.
+    /// `Ok(None)` if the log no longer reaches back to it.
+    ///
+    /// # Errors
+    /// The database file could not be opened.
+    pub fn resume_snapshot(&self, _base: Pos) -> Result<Option<Snapshot>, OpError> {
         unimplemented!()
     }
 
@@ -319,6 +348,13 @@ impl Snapshot {
     /// Page size, and number of pages to copy.
     #[must_use]
     pub fn size(&self) -> (PageSize, u32) {
+        unimplemented!()
+    }
+
+    /// What was in the file when the copy began: every page read holds at least this state, so the
+    /// log behind it makes the copy exact. The log keeps it while the snapshot lives.
+    #[must_use]
+    pub fn base(&self) -> Pos {
         unimplemented!()
     }
 

@@ -1,1 +1,24 @@
-//! Placeholder.
+//! Replication over gRPC: the primary's service and the replica's follower.
+//!
+//! A follower keeps three connections to the primary (heartbeat, live, bulk), says its positions and gets
+//! what it misses; it acknowledges what is durable and what is applied. `node` starts both sides.
+//!
+//! Always true: positions decide what is sent; the primary keeps per follower one cursor per database and
+//! no data; transactions of one database are delivered in order, those of others never wait for it.
+//! Not here: the log, applying and snapshots (`database`), the role (`lease`, `node`).
+
+#![forbid(unsafe_code)]
+
+/// The generated messages; only `convert` and the two shells see them.
+#[allow(
+    clippy::all,
+    clippy::doc_markdown,
+    clippy::allow_attributes_without_reason,
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "generated code"
+)]
+mod pb {
+    tonic::include_proto!("weir.v1");
+}
