@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Bytes that SQLite writes: the database header, the WAL, the rollback journal, the wal-index, the locks.
+//!
+//! Pure: bytes in, values out, and back. Parsing validates once; a parsed value is trusted afterwards.
+//! Callers: `capture` and `database` (files behind the mount), `client` (files through the mount).
+//! Not here: opening, locking or mapping a file.
+
+#![forbid(unsafe_code)]
+
+mod be;
+mod header;
+mod journal;
+mod wal;
+
+pub use header::{DatabaseHeader, HeaderError, JournalFormat};
+pub use journal::{Journal, JournalHeader, JournalRecord, Reading, super_journal};
+pub use wal::{
+    FrameHeader, Salts, WalByteOrder, WalChecksum, WalEncoder, WalHeader, WalHeaderError,
+};
