@@ -21,6 +21,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::telemetry;
+
 const EXAMPLES: &str = "\
 Examples:
   weir demo                            three nodes on this machine, no configuration
@@ -67,6 +69,17 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+impl Global {
+    /// Starts logging as the options say.
+    pub(crate) fn start_logging(&self) -> anyhow::Result<()> {
+        let format = match self.log_format {
+            LogFormat::Text => telemetry::Format::Text,
+            LogFormat::Json => telemetry::Format::Json,
+        };
+        telemetry::init(&self.log, format).map_err(|error| output::Usage(error.to_string()).into())
+    }
 }
 
 #[derive(Subcommand, Debug)]

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write as _};
 
+use crate::config::ConfigError;
+
 /// A mistake in how the command was called; exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -11,7 +13,6 @@ pub(crate) struct Usage(pub(crate) String);
 ///
 /// # Errors
 /// Standard output could not be written.
-#[allow(dead_code, reason = "the subcommands that print are being written")]
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -25,7 +26,7 @@ pub(crate) fn error(error: &anyhow::Error) {
     drop(writeln!(io::stderr().lock(), "weir: {error:#}"));
 }
 
-/// 2 for wrong usage, 1 for everything else.
+/// 2 for wrong usage or configuration, 1 for everything else.
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<Usage>() { 2 } else { 1 }
+    if error.is::<Usage>() || error.is::<ConfigError>() { 2 } else { 1 }
 }
