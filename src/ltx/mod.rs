@@ -1,1 +1,44 @@
-//! Placeholder.
+//! The change-set file LTX: encode, decode, merge, checksum.
+//!
+//! Pure: bytes in, bytes out; the streaming forms take any `Read` or `Write`. `log`, `replication`,
+//! `backup` and `weir ltx` call it.
+//! Always true: what [`LtxFile::parse`] and [`Decoder`] accept is stricter than the reference
+//! implementation (index and frames agree, pages ascend, a snapshot is complete, nothing trails),
+//! and what [`Encoder`] writes is accepted by it.
+//! Not here: applying pages to a database, names of files, object storage.
+//!
+//! The form is LTX v3 with one LZ4 block per page. All versions share the magic `LTX1` and nothing
+//! in the bytes tells them apart, so the caller says which [`Format`] it reads.
+
+#![forbid(unsafe_code)]
+
+mod checksum;
+mod encode;
+mod file;
+mod frame;
+mod header;
+mod index;
+mod lz4;
+mod order;
+mod problem;
+
+pub use checksum::{DatabaseSum, page_sum};
+pub use encode::{Compressor, EncodeError, Encoder, PageEncoding};
+pub use file::LtxFile;
+pub use header::{Flags, HEADER_LEN, Header, HeaderError, TRAILER_LEN, Trailer, WalSource};
+pub use index::PageEntry;
+pub use lz4::FrameError;
+pub use order::OrderError;
+pub use problem::{DecodeError, Problem};
+
+/// The layouts that share the magic `LTX1`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// Written by Weir and by Litestream from 0.5.0 on.
+    V3,
+    /// Written by LiteFS. Readable only.
+    V1,
+}
+
+#[cfg(test)]
+mod tests;
