@@ -44,19 +44,14 @@ lint() {
 
 unit() {
     say unit
-    cargo test --quiet --lib --bins
+    cargo test --quiet --lib --bins --test tidy
     cargo test --quiet --doc
 }
 
 e2e() {
     say e2e
-    local targets=() file
-    for file in tests/*.rs; do
-        [ -e "$file" ] && targets+=(--test "$(basename "$file" .rs)")
-    done
-    ((${#targets[@]})) || return 0
     [ -c /dev/fuse ] || fail "no /dev/fuse here: the end-to-end tests need it (modprobe fuse; in Docker: --device /dev/fuse --cap-add SYS_ADMIN)"
-    cargo test "${targets[@]}"
+    cargo test --test '*'
 }
 
 case "${1:-all}" in
