@@ -9,10 +9,13 @@
 mod be;
 mod header;
 mod journal;
+mod locks;
+pub mod shm;
 mod wal;
 
 pub use header::{DatabaseHeader, HeaderError, JournalFormat};
 pub use journal::{Journal, JournalHeader, JournalRecord, Reading, super_journal};
+pub use locks::LockRange;
 pub use wal::{
     FrameHeader, Salts, WalByteOrder, WalChecksum, WalEncoder, WalHeader, WalHeaderError,
 };
