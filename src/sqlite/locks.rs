@@ -1,7 +1,7 @@
 //! The bytes that SQLite locks, in the database file and in `-shm`.
 //!
 //! Nobody reads or writes them: they only carry POSIX (or open-file-description) locks. Source: SQLite os.h
-//! ("The following values specify the byte ranges"), os_unix.c (`UNIX_SHM_BASE`), wal.c (`WAL_WRITE_LOCK`).
+//! ("The following values specify the byte ranges"), `os_unix.c` (`UNIX_SHM_BASE`), wal.c (`WAL_WRITE_LOCK`).
 
 /// A range of bytes to lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
