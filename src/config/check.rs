@@ -37,9 +37,7 @@ fn paths(config: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Follows symbolic links above the last component: the mount point itself may be a mount whose
-/// daemon does not answer.
-fn resolve(path: &Path) -> PathBuf {
+pub(super) fn resolve(path: &Path) -> PathBuf {
     match (path.parent().and_then(|parent| parent.canonicalize().ok()), path.file_name()) {
         (Some(parent), Some(name)) => parent.join(name),
         _ => path.to_owned(),

@@ -158,6 +158,13 @@ impl Config {
     }
 }
 
+/// A path as the kernel knows it: symbolic links above the last component followed. The last one is left
+/// alone because a mount point may belong to a daemon that does not answer.
+#[must_use]
+pub fn resolve(path: &Path) -> PathBuf {
+    check::resolve(path)
+}
+
 fn read(path: &Path) -> Result<String, ConfigError> {
     fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
 }
