@@ -4,5 +4,7 @@
 
 pub mod clock;
 mod durable;
+mod file;
 
 pub use durable::{Dir, create_dir_durable, replace, sync_dir};
+pub use file::write_vectored_at;

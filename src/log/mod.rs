@@ -7,10 +7,16 @@
 
 mod error;
 mod journal;
+mod open;
 mod reader;
 mod record;
+mod retract;
+mod segment;
+mod state;
 mod sums;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 pub use error::{LogError, SumsError};
 pub use journal::{Cut, Log, LogOptions, SegmentSummary};

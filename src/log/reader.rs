@@ -1,9 +1,22 @@
 //! Reading the log beside its writer.
+//!
+//! A read takes a place from the index, then does its I/O without any lock. If records were removed
+//! meanwhile it begins again. Every record is checked before it is handed out.
+
+use std::fs::File;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
+use super::record::{self, HEADER_BYTES, Header};
+use super::segment::{Mark, RECORDS_AT, SegmentId, Window, read_up_to};
+use super::state::{Active, Closed, Index, Shared};
 use super::{LogError, RecordInfo};
 use crate::types::{Pos, Txid};
+
+/// Bytes read at once while looking for a record.
+const WALK_BYTES: usize = 16 << 10;
 
 /// What lies behind a position.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,24 +27,289 @@ pub enum Read {
     Gone,
 }
 
-/// Reads a log while it is written. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct LogReader {}
+/// Reads a log while it is written.
+///
+/// A clone remembers where its last read ended: whoever follows the log keeps one for itself.
+#[derive(Debug)]
+pub struct LogReader {
+    shared: Arc<Shared>,
+    hint: Mutex<Option<Hint>>,
+}
+
+/// Where the record behind `after` begins.
+#[derive(Clone, Copy, Debug)]
+struct Hint {
+    generation: u64,
+    after: Pos,
+    segment: SegmentId,
+    at: u64,
+}
+
+/// Where to look for a record.
+pub(super) struct Place {
+    generation: u64,
+    pub(super) segment: SegmentId,
+    /// `None` for a closed segment: it is opened by its path.
+    file: Option<Arc<File>>,
+    pub(super) end: u64,
+    /// A record begins here.
+    from: u64,
+}
+
+enum Plan {
+    UpToDate,
+    Gone,
+    Look(Place),
+}
+
+/// A record's place and header.
+pub(super) struct Found {
+    pub(super) at: u64,
+    pub(super) header: Header,
+}
+
+impl Found {
+    pub(super) fn end(&self) -> u64 {
+        self.at + record::stored_bytes(self.header.info.ltx_bytes)
+    }
+}
+
+impl Clone for LogReader {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), hint: Mutex::new(*self.hint.lock()) }
+    }
+}
 
 impl LogReader {
-    /// Records behind `after`, at least one if there are any, then as many as fit in `bytes_max`.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, hint: Mutex::new(None) }
+    }
+
+    /// Records behind `after`, at least one if there are any, then as many as fit in `bytes_max` and are
+    /// in the same segment.
     ///
     /// # Errors
     /// [`LogError::Damaged`], or the disk refused.
-    pub fn read(&self, _after: Pos, _bytes_max: usize) -> Result<Read, LogError> {
-        unimplemented!()
+    pub fn read(&self, after: Pos, bytes_max: usize) -> Result<Read, LogError> {
+        loop {
+            let place = match self.plan(after) {
+                Plan::UpToDate => return Ok(Read::Records(Vec::new())),
+                Plan::Gone => return Ok(Read::Gone),
+                Plan::Look(place) => place,
+            };
+            let result = self.read_at(&place, after, bytes_max);
+            if self.still_holds(&place) {
+                return result;
+            }
+        }
     }
 
     /// The record whose last transaction is `txid`; `None` if the log has none.
     ///
     /// # Errors
     /// As for [`LogReader::read`].
-    pub fn info_at(&self, _txid: Txid) -> Result<Option<RecordInfo>, LogError> {
-        unimplemented!()
+    pub fn info_at(&self, txid: Txid) -> Result<Option<RecordInfo>, LogError> {
+        Ok(self.locate(txid)?.map(|(_, found)| found.header.info))
     }
+
+    /// The oldest record.
+    pub(super) fn first(&self) -> Result<Option<RecordInfo>, LogError> {
+        loop {
+            let place = {
+                let index = self.shared.index.read();
+                let number = index.base().txid_raw() + 1;
+                Txid::new(number).and_then(|txid| place_of(&index, txid))
+            };
+            let Some(place) = place else { return Ok(None) };
+            let result = self.find(&place, Txid::FIRST);
+            if self.still_holds(&place) {
+                return Ok(result?.map(|found| found.header.info));
+            }
+        }
+    }
+
+    /// The record whose last transaction is `txid`, and its segment.
+    pub(super) fn locate(&self, txid: Txid) -> Result<Option<(Place, Found)>, LogError> {
+        loop {
+            let place = place_of(&self.shared.index.read(), txid);
+            let Some(place) = place else { return Ok(None) };
+            let result = self.find(&place, txid);
+            if self.still_holds(&place) {
+                let found = result?.filter(|found| found.header.info.max == txid);
+                return Ok(found.map(|found| (place, found)));
+            }
+        }
+    }
+
+    /// Whether nothing was removed from the end, and the segment not from the beginning.
+    fn still_holds(&self, place: &Place) -> bool {
+        let index = self.shared.index.read();
+        index.generation == place.generation
+            && index.base().txid_raw() <= place.segment.base.txid_raw()
+    }
+
+    fn plan(&self, after: Pos) -> Plan {
+        let index = self.shared.index.read();
+        if after == index.position {
+            return Plan::UpToDate;
+        }
+        let txid = after.txid_raw();
+        if txid >= index.position.txid_raw() || txid < index.base().txid_raw() {
+            return Plan::Gone;
+        }
+        let Some(mut place) = place_of(&index, after.next_txid()) else { return Plan::Gone };
+        if txid == place.segment.base.txid_raw() {
+            if after != place.segment.base {
+                return Plan::Gone;
+            }
+            place.from = RECORDS_AT;
+        }
+        Plan::Look(place)
+    }
+
+    fn read_at(&self, place: &Place, after: Pos, bytes_max: usize) -> Result<Read, LogError> {
+        let file = &*self.file(place)?;
+        let hint = *self.hint.lock();
+        let hint = hint.filter(|h| {
+            h.generation == place.generation && h.after == after && h.segment == place.segment
+        });
+        let start = match (hint, after.txid) {
+            (Some(hint), _) => hint.at,
+            (None, Some(txid)) if after != place.segment.base => {
+                match self.find_in(file, place, txid)? {
+                    Some(found) if found.header.info.pos() == after => found.end(),
+                    Some(_) | None => return Ok(Read::Gone),
+                }
+            }
+            (None, _) => RECORDS_AT,
+        };
+        let (records, end) = self.records(file, place, start, bytes_max)?;
+        if let Some((last, _)) = records.last() {
+            *self.hint.lock() = Some(Hint {
+                generation: place.generation,
+                after: last.pos(),
+                segment: place.segment,
+                at: end,
+            });
+        }
+        Ok(Read::Records(records))
+    }
+
+    /// Reads whole records from `start` on; returns where the next one begins.
+    fn records(
+        &self,
+        file: &File,
+        place: &Place,
+        start: u64,
+        bytes_max: usize,
+    ) -> Result<(Vec<(RecordInfo, Bytes)>, u64), LogError> {
+        let seed = place.segment.seed;
+        let mut bytes = self.bytes(file, place, start, bytes_max.saturating_add(HEADER_BYTES))?;
+        let mut records = Vec::new();
+        let mut at = 0;
+        let mut ltx_total = 0_usize;
+        while start + (at as u64) < place.end {
+            if at + HEADER_BYTES > bytes.len() {
+                break;
+            }
+            let damaged = |what| self.damaged(place, start + at as u64, what);
+            let header = Header::decode(seed, &bytes[at..])
+                .ok_or_else(|| damaged("no record where one was written"))?;
+            let stored =
+                usize::try_from(record::stored_bytes(header.info.ltx_bytes)).unwrap_or(usize::MAX);
+            if start + (at + stored) as u64 > place.end {
+                return Err(damaged("a record reaches beyond the end"));
+            }
+            ltx_total += header.info.ltx_bytes as usize;
+            if at + stored > bytes.len() || ltx_total > bytes_max {
+                if at > 0 {
+                    break;
+                }
+                if stored > bytes.len() {
+                    bytes = self.bytes(file, place, start, stored)?;
+                }
+            }
+            let ltx_at = at + HEADER_BYTES;
+            if record::payload_crc(seed, &bytes[ltx_at..at + stored], &[]) != header.payload_crc {
+                return Err(damaged("the checksum of a record's content does not fit"));
+            }
+            let ltx = bytes.slice(ltx_at..ltx_at + header.info.ltx_bytes as usize);
+            records.push((header.info, ltx));
+            at += stored;
+        }
+        Ok((records, start + at as u64))
+    }
+
+    /// `wanted` bytes at `at`, fewer if the records end before.
+    fn bytes(&self, file: &File, place: &Place, at: u64, wanted: usize) -> Result<Bytes, LogError> {
+        let left = usize::try_from(place.end.saturating_sub(at)).unwrap_or(usize::MAX);
+        let mut buffer = vec![0; wanted.max(WALK_BYTES).min(left)];
+        let filled = read_up_to(file, &mut buffer, at)
+            .map_err(self.shared.disk("read segment", &place.segment))?;
+        if filled < buffer.len() {
+            return Err(self.damaged(place, at + filled as u64, "the file is cut short"));
+        }
+        Ok(Bytes::from(buffer))
+    }
+
+    fn find(&self, place: &Place, txid: Txid) -> Result<Option<Found>, LogError> {
+        self.find_in(&*self.file(place)?, place, txid)
+    }
+
+    /// The first record at or behind the place that reaches `txid`.
+    fn find_in(&self, file: &File, place: &Place, txid: Txid) -> Result<Option<Found>, LogError> {
+        let mut window = Window::new(file, place.end, WALK_BYTES);
+        let mut at = place.from;
+        while at < place.end {
+            let header = window
+                .header(place.segment.seed, at)
+                .map_err(self.shared.disk("read segment", &place.segment))?
+                .ok_or_else(|| self.damaged(place, at, "no record where one was written"))?;
+            let found = Found { at, header };
+            if header.info.max >= txid {
+                return Ok(Some(found));
+            }
+            at = found.end();
+        }
+        Ok(None)
+    }
+
+    fn file(&self, place: &Place) -> Result<Arc<File>, LogError> {
+        if let Some(file) = &place.file {
+            return Ok(Arc::clone(file));
+        }
+        let file = File::open(place.segment.path(&self.shared.dir));
+        file.map(Arc::new).map_err(self.shared.disk("open segment", &place.segment))
+    }
+
+    fn damaged(&self, place: &Place, offset: u64, what: &'static str) -> LogError {
+        LogError::Damaged { path: place.segment.path(&self.shared.dir), offset, what }
+    }
+}
+
+/// The segment that holds `txid`, and a record in it from which to look; `None` if no segment does.
+fn place_of(index: &Index, txid: Txid) -> Option<Place> {
+    let number = txid.get();
+    if number <= index.base().txid_raw() || number > index.position.txid_raw() {
+        return None;
+    }
+    let generation = index.generation;
+    // A place to find both the record of `txid` and the one before it, so marks behind that do not serve.
+    let before = number - 1;
+    if number > index.active.id.base.txid_raw() {
+        let Active { id, file, end, .. } = &index.active;
+        let recent = index.active.recent.iter().rev().find(|mark| mark.max.get() <= before);
+        let from = recent.map_or_else(|| from_marks(&index.active.marks, before), |mark| mark.at);
+        let file = Some(Arc::clone(file));
+        return Some(Place { generation, segment: *id, file, end: *end, from });
+    }
+    let behind = index.closed.partition_point(|closed| closed.seal.position.txid_raw() < number);
+    let Closed { id, seal, marks, .. } = index.closed.get(behind)?;
+    let from = from_marks(marks, before);
+    Some(Place { generation, segment: *id, file: None, end: seal.end, from })
+}
+
+fn from_marks(marks: &[Mark], txid: u64) -> u64 {
+    let behind = marks.partition_point(|mark| mark.max.get() <= txid);
+    behind.checked_sub(1).map_or(RECORDS_AT, |before| marks[before].at)
 }
