@@ -196,7 +196,7 @@ fn bad_values_say_what_to_write() {
     );
     check_error(
         &(SMALLEST.to_owned() + "[mount]\nthreads = 0\n"),
-        "/etc/weir.toml:13: mount.threads = \"0\": it must be a number from 1 to 64",
+        "/etc/weir.toml:13: mount.threads = \"0\": it must be a number from 2 to 64",
     );
     check_error(
         &with("[lease]", "databases = [\"a[\"]\n[lease]"),

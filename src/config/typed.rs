@@ -215,8 +215,8 @@ fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
 
 fn threads(text: &str) -> Result<usize, &'static str> {
     match text.parse() {
-        Ok(count @ 1..=64) => Ok(count),
-        Ok(_) | Err(_) => Err("it must be a number from 1 to 64"),
+        Ok(count @ 2..=64) => Ok(count),
+        Ok(_) | Err(_) => Err("it must be a number from 2 to 64"),
     }
 }
 

@@ -12,5 +12,4 @@ mod timestamp;
 
 pub use identity::{Identity, IdentityError};
 pub use lock::{DataLock, Holder, LockError, holder};
-pub use stale::{MountPointError, clear as clear_mount_point};
 pub use timestamp::format_wall_ms;
