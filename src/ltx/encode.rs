@@ -18,8 +18,25 @@ pub enum PageEncoding {
     /// A raw LZ4 block with its size before it; what readers since 2026 understand.
     #[default]
     Block,
+    /// A raw LZ4 block of literals only: twice the bytes, a twentieth of the time. The same readers.
+    Plain,
     /// An LZ4 frame per page, for Litestream up to 0.5.15.
     Frame,
+}
+
+impl PageEncoding {
+    /// Whether a page stored like this need not be compressed anew for this encoding.
+    fn accepts(self, stored: &[u8], page_size: usize) -> bool {
+        if stored.is_empty() {
+            return false;
+        }
+        let is_block = frame::hashed_head(stored).len() == frame::SIZED_HEAD_LEN;
+        match self {
+            Self::Block => is_block && stored.len() < page_size,
+            Self::Plain => is_block,
+            Self::Frame => !is_block,
+        }
+    }
 }
 
 /// Reusable memory of encoders, and the choice of encoding.
@@ -172,13 +189,8 @@ impl<'c, W: Write> Encoder<'c, W> {
         stored.clear();
         stored.extend_from_slice(&page.get().to_be_bytes());
         match encoding {
-            PageEncoding::Block => {
-                let block = blocks.block(data);
-                let len = u32::try_from(block.len()).expect("BUG: a page is at most 64 KiB");
-                stored.extend_from_slice(&frame::HAS_SIZE.to_be_bytes());
-                stored.extend_from_slice(&len.to_be_bytes());
-                stored.extend_from_slice(block);
-            }
+            PageEncoding::Block => frame::put_block(blocks.block(data), stored),
+            PageEncoding::Plain => frame::put_literals(data, stored),
             PageEncoding::Frame => {
                 stored.extend_from_slice(&[0; 2]);
                 lz4::put_frame(blocks, data, stored);
@@ -190,13 +202,21 @@ impl<'c, W: Write> Encoder<'c, W> {
         result
     }
 
-    /// Writes a page as another file stores it, page header included.
-    pub(super) fn stored_page(
+    /// Writes a page that another file has, without compressing it again where that is possible.
+    pub(super) fn copy(
         &mut self,
         page: PageNo,
         data: &[u8],
         stored: &[u8],
     ) -> Result<(), EncodeError> {
+        if self.compressor.encoding.accepts(stored, self.header.page_size.bytes()) {
+            self.stored_page(page, data, stored)
+        } else {
+            self.page(page, data)
+        }
+    }
+
+    fn stored_page(&mut self, page: PageNo, data: &[u8], stored: &[u8]) -> Result<(), EncodeError> {
         self.check_length(page, data)?;
         self.order.next(page)?;
         if let Some(sum) = &mut self.snapshot_sum {

@@ -68,7 +68,12 @@ impl<'a> LtxFile<'a> {
         crc.update(&END_OF_PAGES);
         crc.update(&index);
         crc.update(&trailer_bytes[..8]);
-        check_sums(trailer_at, trailer, crc.sum(), sums_pages.then(|| snapshot_sum.checksum()))?;
+        check_sums(
+            trailer_at as u64,
+            trailer,
+            crc.sum(),
+            sums_pages.then(|| snapshot_sum.checksum()),
+        )?;
         Ok(Self { bytes, header, trailer, entries })
     }
 
@@ -160,6 +165,11 @@ impl<'a> LtxFile<'a> {
             return Err(error(at, Problem::Index));
         }
         Ok(())
+    }
+
+    /// A page as it is stored, page header included.
+    pub(super) fn stored(&self, entry: PageEntry) -> &'a [u8] {
+        stored(self.bytes, entry)
     }
 }
 
@@ -268,19 +278,19 @@ fn check_index(bytes: &[u8], at: usize, expected: &[u8]) -> Result<(), DecodeErr
 
 /// Holds the computed sums against the stored ones.
 pub(super) fn check_sums(
-    trailer_at: usize,
+    trailer_at: u64,
     trailer: Trailer,
     file: Checksum,
     snapshot: Option<Checksum>,
 ) -> Result<(), DecodeError> {
     if trailer.file != file {
         let problem = Problem::FileChecksumMismatch { stored: trailer.file, computed: file };
-        return Err(error(trailer_at + 8, problem));
+        return Err(DecodeError::at(trailer_at + 8, problem));
     }
     if let (Some(stored), Some(computed)) = (trailer.post_apply, snapshot)
         && stored != computed
     {
-        return Err(error(trailer_at, Problem::PostApplyMismatch { stored, computed }));
+        return Err(DecodeError::at(trailer_at, Problem::PostApplyMismatch { stored, computed }));
     }
     Ok(())
 }

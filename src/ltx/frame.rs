@@ -59,3 +59,27 @@ pub(super) fn hashed_head(stored: &[u8]) -> &[u8] {
     let has_size = be16(stored, 4) == HAS_SIZE;
     &stored[..if has_size { SIZED_HEAD_LEN } else { HEAD_LEN }]
 }
+
+/// Appends the rest of a page's header and its block; the page number is there already.
+pub(super) fn put_block(block: &[u8], stored: &mut Vec<u8>) {
+    put_size(block.len(), stored);
+    stored.extend_from_slice(block);
+}
+
+/// Like [`put_block`] with a block of literals only, which costs no compression.
+pub(super) fn put_literals(data: &[u8], stored: &mut Vec<u8>) {
+    // LZ4 Block Format: 15 in the token's high half, then 255s, then the rest of the length.
+    const IN_TOKEN: usize = 15;
+    let beyond = data.len() - IN_TOKEN;
+    put_size(1 + beyond / 255 + 1 + data.len(), stored);
+    stored.push(0xf0);
+    stored.resize(stored.len() + beyond / 255, 0xff);
+    stored.push(u8::try_from(beyond % 255).expect("BUG: a remainder of 255"));
+    stored.extend_from_slice(data);
+}
+
+fn put_size(size: usize, stored: &mut Vec<u8>) {
+    let size = u32::try_from(size).expect("BUG: a page is at most 64 KiB");
+    stored.extend_from_slice(&HAS_SIZE.to_be_bytes());
+    stored.extend_from_slice(&size.to_be_bytes());
+}

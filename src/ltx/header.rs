@@ -190,6 +190,19 @@ impl Header {
         Ok(header)
     }
 
+    /// Reads and checks a header of a v1 file; says too whether its pages are compressed.
+    pub(super) fn parse_v1(bytes: &[u8; HEADER_LEN]) -> Result<(Self, bool), HeaderError> {
+        let raw = RawHeader::read(bytes)?;
+        let is_compressed = match raw.flags {
+            0 => false,
+            1 => true,
+            flags => return Err(HeaderError::Flags(flags)),
+        };
+        let header = raw.believe(Flags::NONE)?;
+        header.check()?;
+        Ok((header, is_compressed))
+    }
+
     /// The header as stored.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
@@ -213,8 +226,8 @@ impl Header {
 }
 
 /// The fields as stored, not believed yet; v1 and v3 have them at the same offsets.
-pub(super) struct RawHeader {
-    pub(super) flags: u32,
+struct RawHeader {
+    flags: u32,
     page_size: u32,
     commit: u32,
     min_txid: u64,
@@ -226,7 +239,7 @@ pub(super) struct RawHeader {
 }
 
 impl RawHeader {
-    pub(super) fn read(bytes: &[u8; HEADER_LEN]) -> Result<Self, HeaderError> {
+    fn read(bytes: &[u8; HEADER_LEN]) -> Result<Self, HeaderError> {
         if bytes[..4] != MAGIC {
             return Err(HeaderError::Magic);
         }
@@ -249,7 +262,7 @@ impl RawHeader {
     }
 
     /// Gives the fields their types; the rules between them are [`Header::check`]'s.
-    pub(super) fn believe(self, flags: Flags) -> Result<Header, HeaderError> {
+    fn believe(self, flags: Flags) -> Result<Header, HeaderError> {
         let pre_apply = match self.pre_apply {
             0 => None,
             stored => {

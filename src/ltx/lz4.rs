@@ -148,6 +148,7 @@ pub(super) struct FrameBuffers {
 }
 
 /// Reads the content of exactly one frame and not a byte beyond its end.
+#[derive(Debug)]
 pub(super) struct FrameReader {
     block_max: usize,
     has_block_sums: bool,

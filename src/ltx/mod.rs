@@ -16,20 +16,27 @@ mod checksum;
 mod encode;
 mod file;
 mod frame;
+mod fuzz;
 mod header;
 mod index;
 mod lz4;
+mod merge;
 mod order;
 mod problem;
+mod stream;
 
 pub use checksum::{DatabaseSum, page_sum};
 pub use encode::{Compressor, EncodeError, Encoder, PageEncoding};
 pub use file::LtxFile;
+#[doc(hidden)]
+pub use fuzz::fuzz_ltx_decode;
 pub use header::{Flags, HEADER_LEN, Header, HeaderError, TRAILER_LEN, Trailer, WalSource};
 pub use index::PageEntry;
 pub use lz4::FrameError;
+pub use merge::{MergeError, merge, merge_streams};
 pub use order::OrderError;
 pub use problem::{DecodeError, Problem};
+pub use stream::{Decoder, Page};
 
 /// The layouts that share the magic `LTX1`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

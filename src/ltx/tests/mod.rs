@@ -3,7 +3,9 @@
 #![allow(clippy::cast_possible_truncation, reason = "small numbers and noise")]
 
 mod examples;
+mod histories;
 mod properties;
+mod v1;
 
 use crate::types::{Checksum, NodeId, PageNo, PageSize, Txid};
 

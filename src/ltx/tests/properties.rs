@@ -47,9 +47,13 @@ pub(super) fn page_data(page_size: usize) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+pub(super) fn encodings() -> impl Strategy<Value = PageEncoding> {
+    prop_oneof![Just(PageEncoding::Block), Just(PageEncoding::Plain), Just(PageEncoding::Frame)]
+}
+
 pub(super) fn samples() -> impl Strategy<Value = Sample> {
-    let shape = (0..2u32, any::<bool>(), any::<bool>(), any::<bool>(), 0..6u32);
-    shape.prop_flat_map(|(shift, is_snapshot, has_checksums, is_block, commit)| {
+    let shape = (0..2u32, any::<bool>(), any::<bool>(), encodings(), 0..6u32);
+    shape.prop_flat_map(|(shift, is_snapshot, has_checksums, encoding, commit)| {
         let page_size = 512 << shift;
         let commit = if has_checksums { commit } else { commit.max(1) };
         let pages = prop::collection::vec(page_data(page_size as usize), commit as usize);
@@ -63,7 +67,6 @@ pub(super) fn samples() -> impl Strategy<Value = Sample> {
                 header.flags = Flags::NO_CHECKSUM;
                 header.pre_apply = None;
             }
-            let encoding = if is_block { PageEncoding::Block } else { PageEncoding::Frame };
             Sample { header, pages, encoding }
         })
     })
@@ -88,6 +91,13 @@ proptest! {
         let file = LtxFile::parse(&bytes).unwrap();
         prop_assert_eq!(*file.header(), sample.header);
         prop_assert_eq!(pages_of(&file), sample.pages);
+        let mut streamed = Vec::new();
+        let mut decoder = Decoder::new(&bytes[..]).unwrap();
+        while let Some(page) = decoder.next_page().unwrap() {
+            streamed.push((page.page.get(), page.data.to_vec()));
+        }
+        prop_assert_eq!(streamed, pages_of(&file));
+        prop_assert_eq!(decoder.finish().unwrap(), file.trailer());
         let trusted = LtxFile::parse_trusted(&bytes).unwrap();
         prop_assert_eq!(trusted.entries(), file.entries());
         prop_assert_eq!(trusted.trailer(), file.trailer());
@@ -98,6 +108,7 @@ proptest! {
         let bytes = sample.bytes();
         for len in 0..bytes.len() {
             prop_assert!(LtxFile::parse(&bytes[..len]).is_err(), "cut to {} bytes", len);
+            prop_assert!(Decoder::new(&bytes[..len]).and_then(Decoder::finish).is_err());
             if let Ok(file) = LtxFile::parse_trusted(&bytes[..len]) {
                 prop_assert_eq!(file.entries().len(), 0, "a tail that looks like one");
             }
@@ -133,5 +144,34 @@ proptest! {
             kept = kept.toggle(page_sum(page(*no), data));
         }
         prop_assert_eq!(kept, sum(512, &after));
+    }
+
+    #[test]
+    fn garbage_is_refused_alike_by_every_reader(
+        bytes in prop::collection::vec(any::<u8>(), 0..400),
+        has_magic in any::<bool>(),
+    ) {
+        let mut bytes = bytes;
+        if has_magic && bytes.len() >= 20 {
+            bytes[..16].copy_from_slice(&header(512, 3, 2, 2).to_bytes()[..16]);
+        }
+        fuzz_ltx_decode(&bytes);
+    }
+
+    #[test]
+    fn damaged_files_are_refused_alike_by_every_reader(
+        sample in samples(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut bytes = sample.bytes();
+        for (place, byte) in changes {
+            let at = place.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len() + 1));
+        }
+        fuzz_ltx_decode(&bytes);
     }
 }
