@@ -13,6 +13,7 @@ mod import;
 mod ltx;
 mod mount;
 mod output;
+mod playground;
 mod status;
 mod verify;
 
