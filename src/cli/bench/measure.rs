@@ -29,7 +29,9 @@ impl Percentiles {
     /// Of at least one latency.
     pub(crate) fn of(mut all: Vec<Duration>) -> Option<Self> {
         all.sort_unstable();
-        let at = |percent: usize| all.get((all.len() * percent / 100).min(all.len() - 1)).copied();
+        let at = |percent: usize| {
+            all.get((all.len() * percent / 100).min(all.len().saturating_sub(1))).copied()
+        };
         Some(Self { p50: at(50)?, p99: at(99)?, max: *all.last()? })
     }
 }
