@@ -5,6 +5,8 @@
 pub mod clock;
 mod durable;
 mod file;
+mod map;
 
 pub use durable::{Dir, create_dir_durable, replace, sync_dir};
 pub use file::write_vectored_at;
+pub use map::SharedMap;
