@@ -111,3 +111,22 @@ fn architecture_fits_its_promise() {
     let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap_or_default();
     assert!(text.lines().count() <= 200, "ARCHITECTURE.md: {} lines", text.lines().count());
 }
+
+#[test]
+fn the_readme_lists_exactly_the_configuration_keys() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let section = readme.split("### Configuration").nth(1).unwrap().split("###").next().unwrap();
+    let listed: Vec<&str> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter_map(|line| line.split('`').next())
+        .collect();
+    let source = std::fs::read_to_string(root().join("src/config/keys.rs")).unwrap();
+    let keys: Vec<&str> = source
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("key(\""))
+        .filter_map(|line| line.split('"').next())
+        .collect();
+    assert!(!keys.is_empty());
+    assert_eq!(listed, keys, "README.md and src/config/keys.rs, in the same order");
+}
