@@ -23,7 +23,6 @@ mod session;
 mod slot;
 mod wal;
 
-
 pub use api::{Abandoned, Answer, Change, ClientError, FileState, Request, WalState};
 pub use lock::Holder;
 pub use pool::{Pool, Timing};

@@ -114,4 +114,16 @@ pub enum SumsError {
         /// The file.
         path: PathBuf,
     },
+    /// Written by a later version of this program.
+    #[error(
+        "{path}: format version {found}, this program knows {known}; remove the file, it is rebuilt"
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: u16,
+        /// The newest one known here.
+        known: u16,
+    },
 }

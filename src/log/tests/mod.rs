@@ -4,6 +4,7 @@ mod concurrent;
 mod crash;
 mod full_disk;
 mod model;
+mod sums;
 
 use std::path::{Path, PathBuf};
 
