@@ -6,10 +6,47 @@
 //!
 //! Nothing here touches files through the mount: that is `client`'s work.
 
-use std::fs::File;
-use std::path::PathBuf;
+#![forbid(unsafe_code)]
 
-use crate::types::{Checksum, DbId, DbName, Epoch, PageNo, PageSize, Pos};
+mod apply;
+mod commit;
+mod error;
+mod follow;
+mod idle;
+mod install;
+mod meta;
+mod receive;
+mod recover;
+mod requests;
+mod shared;
+mod snapshot;
+mod state;
+mod status;
+mod unlogged;
+
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use crate::log::{Log, PageSums};
+use crate::types::{DbId, DbName, PageSize, Pos};
+
+pub use apply::Batch;
+pub use error::{OpError, ReceiveError};
+pub use follow::{LogRead, LogRecord, LogSpan};
+pub use install::Image;
+pub use recover::{Recovered, WalOwner};
+pub use shared::{Event, Shared};
+pub use snapshot::Snapshot;
+pub use state::Quarantine;
+pub use status::DatabaseStatus;
+pub use unlogged::WriterIs;
+
+use error::disk_error;
+use meta::Meta;
+use state::{Files, State, Tracked, sums_path};
 
 /// Which of a database's files a request is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -42,121 +79,79 @@ pub enum OpenOutcome {
     AttachFirst,
 }
 
-/// Why a request on a database's file failed.
-#[derive(Debug, thiserror::Error)]
-pub enum OpError {
-    /// The backing file or the log could not be read or written.
-    #[error("{step}: {path}")]
-    Disk {
-        /// Verb and object.
-        step: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A write on a node that is not the primary.
-    #[error("{0}: this node is not the primary")]
-    NotPrimary(DbName),
-    /// The database takes no writes until an operator or a re-seed repairs it.
-    #[error("{0}: quarantined")]
-    Quarantined(DbName),
-}
-
-impl OpError {
-    /// The number for the kernel.
-    #[must_use]
-    pub fn errno(&self) -> i32 {
-        match self {
-            Self::Disk { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
-            Self::NotPrimary(_) => libc::EROFS,
-            Self::Quarantined(_) => libc::EIO,
-        }
-    }
-}
-
-/// One record of the log, ready to send.
-#[derive(Clone, Debug)]
-pub struct LogRecord {
-    /// Epoch of the primary that wrote it.
-    pub epoch: Epoch,
-    /// Position after it.
-    pub pos: Pos,
-    /// The LTX file.
-    pub ltx: bytes::Bytes,
-}
-
-/// What `Database::read_log` found behind a position.
-#[derive(Debug)]
-pub enum LogRead {
-    /// Records that follow the position, oldest first; empty if there are none.
-    Records(Vec<LogRecord>),
-    /// The position is not in the log (too old, or another history): the follower needs a snapshot.
-    NeedsSnapshot,
-}
-
-/// What of the log lies behind a position, known without reading the records.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct LogSpan {
-    /// How many records.
-    pub records: u64,
-    /// Their bytes, all together; may be rounded up to whole segments.
-    pub bytes: u64,
-    /// Bytes of the first of them; 0 if there is none.
-    pub first_bytes: u64,
-}
-
-/// Why a received transaction was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum ReceiveError {
-    /// Not the next one: ask again from the local position.
-    #[error("{db}: {found} does not follow {expected}")]
-    OutOfOrder {
-        /// The database.
-        db: DbName,
-        /// Local position.
-        expected: Pos,
-        /// Position the transaction builds on.
-        found: Pos,
-    },
-    /// The bytes are not a valid LTX file.
-    #[error("{db}: invalid change set")]
-    Invalid {
-        /// The database.
-        db: DbName,
-        /// What is wrong.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// Applying it would not give the promised checksum: the database is quarantined.
-    #[error("{db}: checksum would be {actual}, {promised} is promised")]
-    ChecksumMismatch {
-        /// The database.
-        db: DbName,
-        /// What the change set says.
-        promised: Checksum,
-        /// What local pages and the change set give.
-        actual: Checksum,
-    },
-    /// The log could not be written.
-    #[error(transparent)]
-    Op(#[from] OpError),
-}
-
 /// One database of this node.
 #[derive(Debug)]
 pub struct Database {
-    name: parking_lot::RwLock<DbName>,
+    me: Weak<Database>,
+    shared: Arc<Shared>,
+    name: RwLock<DbName>,
+    /// The identity, readable without the state's lock.
+    id: RwLock<Option<DbId>>,
+    state: Mutex<State>,
+    /// Signalled when no transaction is open in the database file itself.
+    quiet: Condvar,
+    /// The positions at the end of the log and of what readers see.
+    positions: watch::Sender<Positions>,
+}
+
+/// How far a database is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Positions {
+    /// End of the log.
+    pub logged: Pos,
+    /// What readers of this node see.
+    pub applied: Pos,
 }
 
 impl Database {
-    pub(crate) fn untracked(name: DbName) -> Self {
-        Self { name: parking_lot::RwLock::new(name) }
+    /// A file that is not known to be a database.
+    #[must_use]
+    pub fn untracked(shared: &Arc<Shared>, name: DbName) -> Arc<Self> {
+        Self::with_state(shared, name, None, State::default())
     }
 
-    pub(crate) fn set_name(&self, name: DbName) {
-        *self.name.write() = name;
+    /// A database of the primary that this replica does not have yet.
+    ///
+    /// # Errors
+    /// Its log directory could not be made.
+    pub fn adopted(shared: &Arc<Shared>, id: DbId, name: DbName) -> Result<Arc<Self>, OpError> {
+        let db = Self::with_state(shared, name, Some(id), State::default());
+        let tracked = db.begin_log(id, Pos::ZERO, PageSize::MIN)?;
+        db.state.lock().tracked = Some(tracked);
+        Ok(db)
+    }
+
+    /// Takes a file that is there already, with its WAL, as a new database. On a primary, while nobody uses it.
+    ///
+    /// # Errors
+    /// The file could not be read or logged.
+    pub fn take_existing_file(&self) -> Result<(), OpError> {
+        {
+            let mut state = self.state.lock();
+            state.foreign_writer = true;
+            state.written_without_journal = true;
+        }
+        self.capture_unlogged(WriterIs::Gone)?;
+        self.take_over_wal(&mut self.state.lock())
+    }
+
+    /// The daemon's own name for the file changed without the file moving.
+    pub fn set_name(&self, to: &DbName) {
+        *self.name.write() = to.clone();
+    }
+
+    fn with_state(shared: &Arc<Shared>, name: DbName, id: Option<DbId>, state: State) -> Arc<Self> {
+        let logged = state.tracked.as_ref().map_or(Pos::ZERO, |tracked| tracked.pos);
+        let positions = watch::Sender::new(Positions { logged, applied: state.applied });
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            shared: shared.clone(),
+            name: RwLock::new(name),
+            id: RwLock::new(id),
+            state: Mutex::new(state),
+            quiet: Condvar::new(),
+            positions,
+        })
     }
 
     /// Its current name.
@@ -168,210 +163,151 @@ impl Database {
     /// Its identity; `None` while it is not tracked.
     #[must_use]
     pub fn id(&self) -> Option<DbId> {
-        None
+        *self.id.read()
     }
 
     /// The position at the end of its log.
     #[must_use]
     pub fn position(&self) -> Pos {
-        Pos::ZERO
-    }
-
-    // ---- kernel requests, called by `mount` ----
-
-    /// A file of the database is being opened. `truncate` is `O_TRUNC`.
-    ///
-    /// # Errors
-    /// [`OpError::NotPrimary`] where a replica refuses the open (`replica.writes = "readonly"`).
-    pub fn open(
-        &self,
-        _role: FileRole,
-        _origin: Origin,
-        _writable: bool,
-        _truncate: bool,
-    ) -> Result<OpenOutcome, OpError> {
-        Ok(OpenOutcome::Ready)
-    }
-
-    /// Writes to a file of the database. When the write completes a commit, the transaction is in the
-    /// log when this returns.
-    ///
-    /// # Errors
-    /// The write did not happen, and a transaction that it would have committed is not in the log.
-    pub fn write(
-        &self,
-        _role: FileRole,
-        _origin: Origin,
-        _file: &File,
-        _offset: u64,
-        _data: &[u8],
-    ) -> Result<(), OpError> {
-        use std::os::unix::fs::FileExt as _;
-        _file.write_all_at(_data, _offset).map_err(|source| OpError::Disk {
-            step: "write file",
-            path: self.name().as_path().to_owned(),
-            source,
-        })
-    }
-
-    /// Sets the length of a file of the database (`ftruncate`, `O_TRUNC`, `fallocate`).
-    ///
-    /// # Errors
-    /// As for [`Database::write`].
-    pub fn set_len(
-        &self,
-        _role: FileRole,
-        _origin: Origin,
-        _file: &File,
-        _len: u64,
-    ) -> Result<(), OpError> {
-        _file.set_len(_len).map_err(|source| OpError::Disk {
-            step: "set length of file",
-            path: self.name().as_path().to_owned(),
-            source,
-        })
-    }
-
-    /// `fsync`: what was answered before is durable when this returns. Blocks on the disk.
-    ///
-    /// # Errors
-    /// The kernel may have forgotten dirty pages: the database takes no more writes.
-    pub fn sync(&self, _role: FileRole, _file: &File) -> Result<(), OpError> {
-        _file.sync_data().map_err(|source| OpError::Disk {
-            step: "sync file",
-            path: self.name().as_path().to_owned(),
-            source,
-        })
-    }
-
-    /// Whether [`Database::flush`] has work to do and so must run on a worker.
-    #[must_use]
-    pub fn needs_flush(&self, _role: FileRole, _origin: Origin) -> bool {
-        false
-    }
-
-    /// A descriptor is being closed. Captures foreign writes; publishes the commit of a writer that died.
-    /// May block for long.
-    ///
-    /// # Errors
-    /// The foreign writes could not be captured.
-    pub fn flush(&self, _role: FileRole, _origin: Origin) -> Result<(), OpError> {
-        Ok(())
-    }
-
-    /// The last descriptor of one open is gone.
-    pub fn release(&self, _role: FileRole, _origin: Origin, _writable: bool) {}
-
-    // ---- replication ----
-
-    /// Records behind `after`, at least one if there are any, about `bytes_max` in total.
-    ///
-    /// # Errors
-    /// The log could not be read.
-    pub fn read_log(&self, _after: Pos, _bytes_max: usize) -> Result<LogRead, OpError> {
-        unimplemented!()
-    }
-
-    /// One change set over the records behind `after`, the last image of each page: at least one
-    /// record, then as many as fit in `bytes_max` bytes of log. `Ok(None)` if `after` is not in the
-    /// log, or is its end.
-    ///
-    /// # Errors
-    /// The log could not be read.
-    pub fn merge_log(&self, _after: Pos, _bytes_max: u64) -> Result<Option<LogRecord>, OpError> {
-        unimplemented!()
-    }
-
-    /// How much log lies behind `after`; `None` if the position is not in the log.
-    ///
-    /// # Errors
-    /// The log could not be read.
-    pub fn log_span(&self, _after: Pos) -> Result<Option<LogSpan>, OpError> {
-        unimplemented!()
-    }
-
-    /// Starts a snapshot. Writers go on.
-    ///
-    /// # Errors
-    /// The database file could not be opened.
-    pub fn snapshot(&self) -> Result<Snapshot, OpError> {
-        unimplemented!()
-    }
-
-    /// Goes on with a snapshot that began at `base` ([`Snapshot::base`]), perhaps in an earlier process.
-    /// `Ok(None)` if the log no longer reaches back to it.
-    ///
-    /// # Errors
-    /// The database file could not be opened.
-    pub fn resume_snapshot(&self, _base: Pos) -> Result<Option<Snapshot>, OpError> {
-        unimplemented!()
-    }
-
-    /// Takes a transaction from the primary into the log (not yet durable, not yet applied).
-    /// Returns the new position.
-    ///
-    /// # Errors
-    /// See [`ReceiveError`]. A transaction that is already in the log is taken as received.
-    pub fn receive(&self, _epoch: Epoch, _ltx: &[u8]) -> Result<Pos, ReceiveError> {
-        unimplemented!()
-    }
-
-    /// Makes the log durable; returns the durable position. Blocks on the disk.
-    ///
-    /// # Errors
-    /// The log could not be synced.
-    pub fn sync_log(&self) -> Result<Pos, OpError> {
-        unimplemented!()
+        self.positions.borrow().logged
     }
 
     /// The last position that readers of this node can see.
     #[must_use]
     pub fn applied(&self) -> Pos {
-        Pos::ZERO
+        self.positions.borrow().applied
     }
 
-    /// Page sums of `count` pages from `first` on, for finding the pages that differ between two nodes.
-    /// Pages beyond the end are left out.
-    ///
-    /// # Errors
-    /// The sums or the database could not be read.
-    pub fn page_sums(&self, _first: PageNo, _count: u32) -> Result<Vec<Checksum>, OpError> {
-        unimplemented!()
-    }
-}
-
-/// A snapshot being taken: first a fuzzy copy of the pages, then the change set that makes it exact.
-#[derive(Debug)]
-pub struct Snapshot {}
-
-impl Snapshot {
-    /// Page size, and number of pages to copy.
+    /// Follows both positions.
     #[must_use]
-    pub fn size(&self) -> (PageSize, u32) {
-        unimplemented!()
+    pub fn watch(&self) -> watch::Receiver<Positions> {
+        self.positions.subscribe()
     }
 
-    /// What was in the file when the copy began: every page read holds at least this state, so the
-    /// log behind it makes the copy exact. The log keeps it while the snapshot lives.
+    /// Why it takes no transactions, if it does not.
     #[must_use]
-    pub fn base(&self) -> Pos {
-        unimplemented!()
+    pub fn quarantined(&self) -> Option<Quarantine> {
+        self.state.lock().quarantine.clone()
     }
 
-    /// Raw bytes of up to `count` pages from `first` on, as they are in the file now.
-    ///
-    /// # Errors
-    /// The database file could not be read.
-    pub fn read(&self, _first: PageNo, _count: u32) -> Result<Vec<u8>, OpError> {
-        unimplemented!()
+    /// Stops taking transactions; reads go on. `reseed` says that a copy from the primary mends it.
+    pub fn quarantine(&self, reason: &str, reseed: bool) {
+        error!(db = %self.name(), reason, "quarantined");
+        self.state.lock().quarantine(reason, reseed);
     }
 
-    /// The change set that turns the copied pages into the state at the returned position
-    /// (`LogRecord::pos`), however long ago they were copied.
+    /// Gives the database a name that the file already has. Durable when it returns.
     ///
     /// # Errors
-    /// The log could not be read.
-    pub fn finish(self) -> Result<LogRecord, OpError> {
-        unimplemented!()
+    /// The name could not be stored; the old one is in force.
+    pub fn renamed(&self, to: &DbName) -> Result<(), OpError> {
+        let mut state = self.state.lock();
+        if let Some(tracked) = &mut state.tracked {
+            let dir = Tracked::log_dir(&self.shared, tracked.id);
+            tracked.meta.rename_is_done();
+            tracked.meta.save(&dir).map_err(disk_error("write meta", &dir))?;
+        }
+        *self.name.write() = to.clone();
+        Ok(())
+    }
+
+    /// Notes durably that the file is about to be renamed: after a crash whichever name exists counts.
+    ///
+    /// # Errors
+    /// The intention could not be stored: do not rename.
+    pub fn will_rename(&self, to: &DbName) -> Result<(), OpError> {
+        let mut state = self.state.lock();
+        let Some(tracked) = &mut state.tracked else { return Ok(()) };
+        let dir = Tracked::log_dir(&self.shared, tracked.id);
+        let before = tracked.meta.clone();
+        tracked.meta.rename(to);
+        tracked.meta.save(&dir).map_err(|error| {
+            tracked.meta = before;
+            disk_error("write meta", &dir)(error)
+        })
+    }
+
+    /// The rename that [`Database::will_rename`] announced did not happen.
+    pub fn not_renamed(&self) {
+        let name = self.name();
+        let mut state = self.state.lock();
+        let Some(tracked) = &mut state.tracked else { return };
+        let dir = Tracked::log_dir(&self.shared, tracked.id);
+        tracked.meta.rename(&name);
+        tracked.meta.rename_is_done();
+        if let Err(error) = tracked.meta.save(&dir) {
+            error!(db = %name, %error, "write meta");
+        }
+    }
+
+    /// Forgets identity and log: the file is gone or no database any more. Its log directory is removed.
+    pub fn untrack(&self) -> Option<DbId> {
+        let mut state = self.state.lock();
+        let tracked = state.tracked.take()?;
+        *state = State {
+            open_files: state.open_files,
+            open_by_application: state.open_by_application,
+            ..State::default()
+        };
+        *self.id.write() = None;
+        self.positions.send_replace(Positions { logged: Pos::ZERO, applied: Pos::ZERO });
+        let dir = Tracked::log_dir(&self.shared, tracked.id);
+        drop(tracked.files);
+        if let Err(error) = std::fs::remove_dir_all(&dir) {
+            error!(db = %self.name(), %error, path = %dir.display(), "remove log");
+        }
+        self.shared.tell(Event::Untracked(tracked.id));
+        Some(tracked.id)
+    }
+
+    /// Gives a file that turns out to be a database an identity and an empty log.
+    fn track(&self, state: &mut State, page_size: PageSize) -> Result<(), OpError> {
+        if state.tracked.is_some() {
+            return Ok(());
+        }
+        let id = DbId::new(rand::random());
+        let tracked = self.begin_log(id, Pos::ZERO, page_size)?;
+        state.tracked = Some(tracked);
+        *self.id.write() = Some(id);
+        info!(db = %self.name(), %id, page_size = page_size.get(), "new database");
+        if let Some(me) = self.me.upgrade() {
+            self.shared.tell(Event::Tracked(me));
+        }
+        Ok(())
+    }
+
+    /// Makes the log directory of a database that begins at `base`.
+    fn begin_log(&self, id: DbId, base: Pos, page_size: PageSize) -> Result<Tracked, OpError> {
+        let name = self.name();
+        let dir = Tracked::log_dir(&self.shared, id);
+        let meta = Meta::new(&name);
+        let made = (|| -> Result<Files, OpError> {
+            crate::disk::create_dir_durable(&dir).map_err(disk_error("create directory", &dir))?;
+            meta.save(&dir).map_err(disk_error("write meta", &dir))?;
+            let log = Log::create(&dir, base, self.shared.log)?;
+            let sums = PageSums::create(&sums_path(&dir), page_size)?;
+            Ok(Files::new(log, sums))
+        })();
+        let files = made.inspect_err(|_| {
+            // Left behind it would look like a database whose file is missing.
+            drop(std::fs::remove_dir_all(&dir));
+        })?;
+        Ok(Tracked {
+            id,
+            pos: base,
+            page_size,
+            pages: 0,
+            backfilled: base,
+            timestamp_ms: 0,
+            meta,
+            files: Some(files),
+            main: None,
+        })
+    }
+
+    /// Tells followers of the positions where they are now.
+    fn publish(&self, state: &State) {
+        let logged = state.tracked.as_ref().map_or(Pos::ZERO, |tracked| tracked.pos);
+        self.positions.send_replace(Positions { logged, applied: state.applied });
     }
 }

@@ -194,6 +194,12 @@ impl PageSums {
         }
     }
 
+    /// Forgets every sum: the database has another page size from now on.
+    pub fn reset(&mut self, page_size: PageSize) {
+        self.truncate(0);
+        self.page_size = page_size;
+    }
+
     /// Sets the size of the database: pages beyond it are forgotten, new ones are unknown.
     pub fn truncate(&mut self, pages: u32) {
         if pages < self.pages {

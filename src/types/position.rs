@@ -77,6 +77,12 @@ impl Pos {
     }
 }
 
+impl Default for Pos {
+    fn default() -> Self {
+        Self::ZERO
+    }
+}
+
 impl fmt::Display for Pos {
     /// `TXID/CHECKSUM`, 16 hexadecimal digits each: the text of LiteFS's `-pos` files, where a
     /// database without transactions is all zeros.

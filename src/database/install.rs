@@ -1,0 +1,169 @@
+//! Replaces a replica's database by a complete image from the primary.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::recover::sum_pages;
+use super::requests::{database_size, read_or_zeros};
+use super::state::{State, Tracked};
+use super::{Database, OpError, disk_error};
+use crate::client::Change;
+use crate::log::PageSums;
+use crate::ltx;
+use crate::types::{Checksum, PageNo, PageSize, Pos};
+
+/// A complete image whose checksum is the one of its position.
+#[derive(Debug)]
+pub struct Image {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The position it is at.
+    pub pos: Pos,
+    file: File,
+    page_size: PageSize,
+    pages: u32,
+    sums: Vec<(PageNo, Checksum)>,
+}
+
+impl Image {
+    /// Reads an image and checks it. O(database).
+    ///
+    /// # Errors
+    /// [`OpError::WrongImage`] if it is not at that position.
+    pub fn check(db: &Database, path: &Path, pos: Pos) -> Result<Self, OpError> {
+        let fail = disk_error("read image", path);
+        let file = File::open(path).map_err(&fail)?;
+        let Some((page_size, pages)) = database_size(&file).map_err(&fail)? else {
+            return Err(OpError::WrongImage {
+                db: db.name(),
+                promised: pos.checksum,
+                actual: Checksum::EMPTY,
+            });
+        };
+        let mut sums = Vec::with_capacity(pages as usize);
+        let actual = sum_pages(&file, page_size, pages, |page, sum| sums.push((page, sum)))
+            .map_err(&fail)?;
+        if actual != pos.checksum {
+            return Err(OpError::WrongImage { db: db.name(), promised: pos.checksum, actual });
+        }
+        Ok(Self { path: path.to_owned(), pos, file, page_size, pages, sums })
+    }
+}
+
+impl Database {
+    /// Notes durably that the file is being replaced: after a crash it needs a fresh copy.
+    ///
+    /// # Errors
+    /// The note could not be stored.
+    pub fn begin_install(&self) -> Result<(), OpError> {
+        let mut state = self.state.lock();
+        state.drop_pending();
+        let Some(tracked) = &mut state.tracked else {
+            return Err(OpError::NotTracked(self.name()));
+        };
+        tracked.meta.installing = true;
+        let dir = Tracked::log_dir(&self.shared, tracked.id);
+        tracked.meta.save(&dir).map_err(disk_error("write meta", &dir))
+    }
+
+    /// The pages in which the database's file or log differ from an image, as one change.
+    ///
+    /// # Errors
+    /// A file could not be read.
+    pub fn difference(&self, image: &Image) -> Result<Change, OpError> {
+        let name = self.name();
+        let path = self.shared.files.join(name.as_path());
+        let fail = disk_error("read database", &path);
+        let main = File::open(&path).map_err(&fail)?;
+        let mut state = self.state.lock();
+        let Some(tracked) = state.tracked.as_mut() else { return Err(OpError::NotTracked(name)) };
+        let same_size = tracked.page_size == image.page_size;
+        let known_pages = tracked.pages;
+        let sums = &mut tracked.files(&self.shared)?.sums;
+        let mut pages = Vec::new();
+        let mut data = vec![0; image.page_size.bytes()];
+        for (page, sum) in &image.sums {
+            let in_log = same_size && page.get() <= known_pages && sums.get(*page)? == Some(*sum);
+            if in_log {
+                read_or_zeros(&main, *page, image.page_size, &mut data).map_err(&fail)?;
+                if ltx::page_sum(*page, &data) == *sum {
+                    continue;
+                }
+            }
+            read_or_zeros(&image.file, *page, image.page_size, &mut data)
+                .map_err(disk_error("read image", &image.path))?;
+            pages.push((*page, Bytes::copy_from_slice(&data)));
+        }
+        Ok(Change { page_size: image.page_size, commit: image.pages, pages })
+    }
+
+    /// The file has the image's content: a new history begins at its position.
+    ///
+    /// # Errors
+    /// The log could not be begun anew; after a restart a fresh copy is needed.
+    pub fn installed(&self, image: &Image) -> Result<(), OpError> {
+        let name = self.name();
+        let mut state = self.state.lock();
+        let Some(tracked) = state.tracked.as_mut() else { return Err(OpError::NotTracked(name)) };
+        let dir = Tracked::log_dir(&self.shared, tracked.id);
+        tracked.main = None;
+        let files = match tracked.files(&self.shared) {
+            Ok(files) => {
+                files.log.reset(image.pos)?;
+                files
+            }
+            Err(_) => {
+                // The log was damaged beyond opening; nothing in it is needed any more.
+                let log = crate::log::Log::recreate(&dir, image.pos, self.shared.log)?;
+                let sums = PageSums::create(&super::sums_path(&dir), image.page_size)?;
+                tracked.files.insert(super::Files::new(log, sums))
+            }
+        };
+        files.sums.reset(image.page_size);
+        for (page, sum) in &image.sums {
+            files.sums.set(*page, *sum);
+        }
+        files.sums.flush(image.pos)?;
+        tracked.pos = image.pos;
+        tracked.page_size = image.page_size;
+        tracked.pages = image.pages;
+        tracked.backfilled = image.pos;
+        tracked.meta.installing = false;
+        tracked.meta.durable_txid = image.pos.txid_raw();
+        tracked.meta.clean = None;
+        let main = tracked.main(&self.shared, &name)?;
+        main.sync_all().map_err(disk_error("sync database", name.as_path()))?;
+        tracked.meta.save(&dir).map_err(disk_error("write meta", &dir))?;
+        let State { quarantine, applied, .. } = &mut *state;
+        *quarantine = None;
+        *applied = image.pos;
+        state.drop_pending();
+        self.publish(&state);
+        Ok(())
+    }
+
+    /// Page sums of `count` pages from `first` on, for finding the pages that differ between two nodes.
+    /// Pages beyond the end are left out; the lock page counts as an empty one.
+    ///
+    /// # Errors
+    /// The sums could not be read, or one is not known.
+    pub fn page_sums(&self, first: PageNo, count: u32) -> Result<Vec<Checksum>, OpError> {
+        let name = self.name();
+        let mut state = self.state.lock();
+        let Some(tracked) = state.tracked.as_mut() else { return Err(OpError::NotTracked(name)) };
+        let (page_size, pages) = (tracked.page_size, tracked.pages);
+        let sums = &mut tracked.files(&self.shared)?.sums;
+        let end = first.get().saturating_add(count).min(pages.saturating_add(1));
+        (first.get()..end)
+            .filter_map(PageNo::new)
+            .map(|page| {
+                if page == page_size.lock_page() {
+                    return Ok(Checksum::EMPTY);
+                }
+                sums.get(page)?.ok_or_else(|| OpError::SumUnknown { db: name.clone(), page })
+            })
+            .collect()
+    }
+}

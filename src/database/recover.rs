@@ -1,0 +1,525 @@
+//! Brings a database to one consistent state when the daemon starts; no application has it open.
+//!
+//! The log is redo: the result is the longest of log and WAL. Order: undo a hot journal, bring the page sums
+//! to the end of the log, take commits of the WAL that the log lacks, write everything newer than the last
+//! write-back into the database file, remove WAL and wal-index. Costs O(tail of the log).
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::idle::is_clean;
+use super::meta::Meta;
+use super::requests::{database_size, read_or_zeros, salt_pair};
+use super::state::{Files, State, Tracked, sums_path};
+use super::unlogged::WriterIs;
+use super::{Database, OpError, Shared, disk_error};
+use crate::capture::WalEvent;
+use crate::log::{Log, PageSums, Read};
+use crate::ltx::{self, LtxFile};
+use crate::sqlite::{Journal, JournalHeader, Reading, WalHeader, super_journal};
+use crate::types::{Checksum, DbId, DbName, PageNo, PageSize, Pos, Txid};
+
+/// Bytes of log that are read at a time.
+const STEP_BYTES: usize = 8 << 20;
+
+/// Who wrote the WAL files that a crash left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WalOwner {
+    /// Applications, on a primary: commits in them count.
+    Applications,
+    /// This daemon, on a replica: they hold nothing that the log does not.
+    Daemon,
+}
+
+/// What became of a log directory.
+#[derive(Debug)]
+pub enum Recovered {
+    /// The database, ready for use; perhaps quarantined.
+    Database(Arc<Database>),
+    /// Its file is gone: the name it had, if known.
+    FileIsGone(Option<DbName>),
+}
+
+impl Database {
+    /// Recovers the database of a log directory.
+    ///
+    /// # Errors
+    /// Nothing is known about the directory, not even a name. All other damage quarantines the database.
+    pub fn recover(shared: &Arc<Shared>, id: DbId, owner: WalOwner) -> Result<Recovered, OpError> {
+        let dir = Tracked::log_dir(shared, id);
+        let mut meta = Meta::load(&dir).map_err(disk_error("read meta", &dir))?;
+        let Some(name) = existing_name(shared, &mut meta) else {
+            return Ok(Recovered::FileIsGone(meta.names().0));
+        };
+        let opened = Log::open(&dir, shared.log).map_err(OpError::from);
+        let log = match opened {
+            Ok(log) => log,
+            Err(error) => return Ok(Recovered::Database(damaged(shared, id, name, meta, &error))),
+        };
+        if let Some(cut) = log.cut() {
+            warn!(db = %name, ?cut, "cut a torn tail off the log");
+        }
+        let pos = log.position();
+        let sums = PageSums::open(&sums_path(&dir));
+        let last = log.last();
+        let (page_size, pages) = match (&last, &sums) {
+            (Some(last), _) => (last.page_size, last.commit),
+            (None, Ok(sums)) => (sums.page_size(), sums.pages()),
+            (None, Err(_)) => (PageSize::MIN, 0),
+        };
+        let main = shared.files.join(name.as_path());
+        let clean = is_clean(&meta, pos, &main)
+            && sums.as_ref().is_ok_and(|sums| sums.as_of() == pos)
+            && !companion(&main, "-wal").exists()
+            && !companion(&main, "-journal").exists();
+        let sums = match sums {
+            Ok(sums) => sums,
+            Err(error) => {
+                warn!(db = %name, %error, "rebuild the page sums");
+                PageSums::create(&sums_path(&dir), page_size)?
+            }
+        };
+        let installing = meta.installing;
+        let changed_offline = meta.clean.is_some() && !clean;
+        let tracked = Tracked {
+            id,
+            pos,
+            page_size,
+            pages,
+            backfilled: pos,
+            timestamp_ms: last.map_or(0, |last| last.timestamp_ms),
+            meta,
+            files: (!clean).then(|| Files::new(log, sums)),
+            main: None,
+        };
+        let state = State { tracked: Some(tracked), applied: pos, ..State::default() };
+        let db = Self::with_state(shared, name, Some(id), state);
+        if installing {
+            db.quarantine(
+                "a crash interrupted its replacement by a fresh copy from the primary",
+                true,
+            );
+            return Ok(Recovered::Database(db));
+        }
+        if !clean && let Err(error) = db.recover_files(owner, changed_offline) {
+            let reseed = owner == WalOwner::Daemon;
+            db.quarantine(&format!("recovery failed: {}", Chain(&error)), reseed);
+        }
+        Ok(Recovered::Database(db))
+    }
+
+    fn recover_files(&self, owner: WalOwner, changed_offline: bool) -> Result<(), OpError> {
+        let name = self.name();
+        let main = self.shared.files.join(name.as_path());
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let committed_pages = self.undo_hot_journal(state, &main)?;
+        let sums_are_whole = self.replay_sums(state)?;
+        if changed_offline || committed_pages {
+            // The file differs from the log in ways that only a comparison finds.
+            state.foreign_writer = true;
+            state.written_without_journal = true;
+        }
+        if owner == WalOwner::Applications && sums_are_whole {
+            if state.written_without_journal {
+                drop(guard);
+                self.capture_unlogged(WriterIs::Gone)?;
+                guard = self.state.lock();
+            }
+            self.take_wal(&mut guard, &main)?;
+        }
+        let state = &mut *guard;
+        self.redo(state, &main)?;
+        remove_companions(&main)?;
+        state.wal.removed();
+        state.wal_is_known = true;
+        state.rollback.finished();
+        if !sums_are_whole || (changed_offline && owner == WalOwner::Daemon) {
+            self.rebuild_sums(state, owner)?;
+        }
+        state.applied = state.tracked.as_ref().map_or(Pos::ZERO, |tracked| tracked.pos);
+        state.all_is_backfilled();
+        self.publish(state);
+        drop(guard);
+        self.write_back_recovered()
+    }
+
+    /// Rolls a hot journal back. Returns whether the journal belongs to a transaction over several databases
+    /// that is committed, so that the file is ahead of the log instead.
+    fn undo_hot_journal(&self, state: &mut State, main: &Path) -> Result<bool, OpError> {
+        let path = companion(main, "-journal");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(disk_error("open journal", &path)(error)),
+        };
+        let fail = disk_error("read journal", &path);
+        let len = file.metadata().map_err(&fail)?.len();
+        let mut first = [0; 1];
+        if len == 0 || file.read_at(&mut first, 0).map_err(&fail)? == 0 {
+            return Ok(false);
+        }
+        if !JournalHeader::may_be_hot(&first) {
+            return Ok(false);
+        }
+        let read = |at: u64, buffer: &mut [u8]| read_up_to(&file, at, buffer);
+        if let Some(super_name) = super_journal(read, len).map_err(&fail)?
+            && !self.super_journal_exists(&super_name)
+        {
+            info!(db = %self.name(), "the journal belongs to a committed transaction over several databases");
+            return Ok(true);
+        }
+        let page_size = state.tracked.as_ref().map_or(PageSize::MIN, |tracked| tracked.page_size);
+        let Some(mut journal) =
+            Journal::open(read, len, page_size, Reading::AfterCrash).map_err(&fail)?
+        else {
+            return Ok(false);
+        };
+        let target = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(main)
+            .map_err(disk_error("open database", main))?;
+        let write = disk_error("roll back database", main);
+        let page_size = journal.page_size();
+        let mut pages = 0u64;
+        while let Some(record) = journal.next().map_err(&fail)? {
+            target.write_all_at(journal.image(), record.page.offset(page_size)).map_err(&write)?;
+            pages += 1;
+        }
+        let len = u64::from(journal.header().pages) * u64::from(page_size.get());
+        target.set_len(len).map_err(&write)?;
+        target.sync_all().map_err(&write)?;
+        info!(db = %self.name(), pages, "rolled back a transaction that was not committed");
+        Ok(false)
+    }
+
+    /// The path is the one that the application used, so only its end is known to lie below the mount.
+    fn super_journal_exists(&self, path: &[u8]) -> bool {
+        let parts: Vec<&[u8]> =
+            path.split(|byte| *byte == b'/').filter(|p| !p.is_empty()).collect();
+        (0..parts.len()).any(|skip| {
+            DbName::new(&parts[skip..].join(&b'/'))
+                .is_ok_and(|name| self.shared.files.join(name.as_path()).exists())
+        })
+    }
+
+    /// Brings the page sums to the end of the log. `false` if they must be computed anew.
+    fn replay_sums(&self, state: &mut State) -> Result<bool, OpError> {
+        let name = self.name();
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(true) };
+        let end = tracked.pos;
+        let files = tracked.files(&self.shared)?;
+        let mut from = files.sums.as_of();
+        loop {
+            if from == end {
+                return Ok(true);
+            }
+            let Read::Records(records) = files.reader.read(from, STEP_BYTES)? else {
+                return Ok(false);
+            };
+            if records.is_empty() {
+                return Ok(false);
+            }
+            for (info, ltx) in &records {
+                if info.page_size != files.sums.page_size() {
+                    files.sums.reset(info.page_size);
+                }
+                files.sums.truncate(info.commit);
+                each_page(&name, ltx, |page, data| {
+                    files.sums.set(page, ltx::page_sum(page, data));
+                    Ok(())
+                })?;
+                from = info.pos();
+            }
+        }
+    }
+
+    /// Takes commits of the WAL that the log does not have.
+    fn take_wal(&self, state: &mut State, main: &Path) -> Result<(), OpError> {
+        let path = companion(main, "-wal");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(disk_error("open WAL", &path)(error)),
+        };
+        let fail = disk_error("read WAL", &path);
+        let len = file.metadata().map_err(&fail)?.len();
+        let mut bytes = [0; WalHeader::SIZE];
+        if read_up_to(&file, 0, &mut bytes).map_err(&fail)? < bytes.len() {
+            return Ok(());
+        }
+        let Ok(header) = WalHeader::parse(&bytes) else { return Ok(()) };
+        let Some(captured) = self.captured_of(state, salt_pair(header.salts))? else {
+            info!(db = %self.name(), "the WAL is older than the log");
+            return Ok(());
+        };
+        let read = |at: u64, buffer: &mut [u8]| file.read_exact_at(buffer, at);
+        if let WalEvent::Commit(commit) = state.wal.resume(captured, len, &read).map_err(&fail)? {
+            info!(
+                db = %self.name(),
+                frames = commit.end_frame - captured,
+                "commits in the WAL that the log does not have"
+            );
+            self.take_wal_commit(state, &file, &commit)?;
+        }
+        Ok(())
+    }
+
+    /// How many frames of a WAL with these salts are in the log; `None` if it is an old generation.
+    fn captured_of(&self, state: &mut State, salts: (u32, u32)) -> Result<Option<u32>, OpError> {
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(None) };
+        let durable = tracked.meta.durable_txid;
+        let noted = tracked.meta.wal_salts;
+        let end = tracked.pos;
+        let files = tracked.files(&self.shared)?;
+        let mut from = start_of_redo(files, durable)?;
+        let mut newest = noted.map(|salts| (salts, 0));
+        if let Some(info) = from.txid.map_or(Ok(None), |txid| files.reader.info_at(txid))?
+            && let Some(span) = info.wal
+        {
+            newest = Some((span.salts, span.end_frame));
+        }
+        let mut is_old = false;
+        while from != end {
+            let Read::Records(records) = files.reader.read(from, STEP_BYTES)? else { break };
+            let Some((last, _)) = records.last() else { break };
+            from = last.pos();
+            for span in records.iter().filter_map(|(info, _)| info.wal) {
+                is_old |= newest.is_some_and(|(known, _)| known == salts) && span.salts != salts;
+                newest = Some((span.salts, span.end_frame));
+            }
+        }
+        Ok(match newest {
+            Some((known, frames)) if known == salts => Some(frames),
+            _ if is_old => None,
+            Some(_) | None => Some(0),
+        })
+    }
+
+    /// Writes every record newer than the last write-back into the database file.
+    fn redo(&self, state: &mut State, main: &Path) -> Result<(), OpError> {
+        let name = self.name();
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+        let end = tracked.pos;
+        let durable = tracked.meta.durable_txid;
+        let files = tracked.files(&self.shared)?;
+        let mut from = start_of_redo(files, durable)?;
+        if from == end {
+            return Ok(());
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(main)
+            .map_err(disk_error("open database", main))?;
+        let write = disk_error("redo into database", main);
+        let mut records_done = 0u64;
+        while from != end {
+            let Read::Records(records) = files.reader.read(from, STEP_BYTES)? else { break };
+            let Some((last, _)) = records.last() else { break };
+            from = last.pos();
+            let last = *last;
+            records_done += records.len() as u64;
+            for (info, ltx) in &records {
+                each_page(&name, ltx, |page, data| {
+                    file.write_all_at(data, page.offset(info.page_size)).map_err(&write)
+                })?;
+            }
+            let len = u64::from(last.commit) * u64::from(last.page_size.get());
+            file.set_len(len).map_err(&write)?;
+        }
+        file.sync_all().map_err(&write)?;
+        info!(db = %name, records = records_done, pos = %end, "redid the log");
+        Ok(())
+    }
+
+    /// Computes all page sums from the file, O(database), and checks them against the position.
+    fn rebuild_sums(&self, state: &mut State, owner: WalOwner) -> Result<(), OpError> {
+        let name = self.name();
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+        let file = tracked.main(&self.shared, &name)?;
+        let path = self.shared.files.join(name.as_path());
+        let Some((page_size, pages)) =
+            database_size(&file).map_err(disk_error("read header", &path))?
+        else {
+            return Err(OpError::NotTracked(name));
+        };
+        let promised = tracked.pos.checksum;
+        let files = tracked.files(&self.shared)?;
+        files.sums.reset(page_size);
+        let actual = sum_pages(&file, page_size, pages, |page, sum| files.sums.set(page, sum))
+            .map_err(disk_error("read database", &path))?;
+        if actual == promised {
+            tracked.page_size = page_size;
+            tracked.pages = pages;
+            return Ok(());
+        }
+        match owner {
+            WalOwner::Daemon => Err(OpError::WrongImage { db: name, promised, actual }),
+            WalOwner::Applications => {
+                warn!(db = %name, "the file differs from the log: taken as a new transaction with all pages");
+                self.take_everything(state)
+            }
+        }
+    }
+
+    /// Like [`Database::write_back`], for a file that recovery has just made whole.
+    fn write_back_recovered(&self) -> Result<(), OpError> {
+        let dir = {
+            let mut state = self.state.lock();
+            let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+            // Whatever the number was: sums and file are at the end of the log now.
+            tracked.meta.durable_txid = 0;
+            tracked.meta.wal_salts = None;
+            Tracked::log_dir(&self.shared, tracked.id)
+        };
+        self.write_back()?;
+        let mut state = self.state.lock();
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+        tracked.meta.rename_is_done();
+        tracked.meta.save(&dir).map_err(disk_error("write meta", &dir))
+    }
+}
+
+/// The position behind which the log must be written into the file again.
+fn start_of_redo(files: &Files, durable_txid: u64) -> Result<Pos, OpError> {
+    let base = files.log.base();
+    let Some(txid) = Txid::new(durable_txid).filter(|_| durable_txid > base.txid_raw()) else {
+        return Ok(base);
+    };
+    Ok(files.reader.info_at(txid)?.map_or(base, |info| info.pos()))
+}
+
+/// A database whose log cannot be opened: it serves reads and says what is wrong.
+fn damaged(
+    shared: &Arc<Shared>,
+    id: DbId,
+    name: DbName,
+    meta: Meta,
+    error: &OpError,
+) -> Arc<Database> {
+    let tracked = Tracked {
+        id,
+        pos: Pos::ZERO,
+        page_size: PageSize::MIN,
+        pages: 0,
+        backfilled: Pos::ZERO,
+        timestamp_ms: 0,
+        meta,
+        files: None,
+        main: None,
+    };
+    let state = State { tracked: Some(tracked), ..State::default() };
+    let db = Database::with_state(shared, name, Some(id), state);
+    let dir = Tracked::log_dir(shared, id);
+    db.quarantine(
+        &format!(
+            "its log cannot be opened: {}. Remove {} while the daemon is stopped to begin a new history",
+            Chain(error),
+            dir.display()
+        ),
+        true,
+    );
+    db
+}
+
+/// The name under which the file exists; a rename that was in progress is settled by it.
+fn existing_name(shared: &Shared, meta: &mut Meta) -> Option<DbName> {
+    let (name, before) = meta.names();
+    let exists = |name: &DbName| shared.files.join(name.as_path()).is_file();
+    if let Some(name) = name.filter(exists) {
+        return Some(name);
+    }
+    let before = before.filter(exists)?;
+    meta.rename(&before);
+    Some(before)
+}
+
+fn each_page(
+    name: &DbName,
+    ltx: &[u8],
+    mut each: impl FnMut(PageNo, &[u8]) -> Result<(), OpError>,
+) -> Result<(), OpError> {
+    let decode = |source| OpError::Decode { db: name.clone(), source };
+    let file = LtxFile::parse_trusted(ltx).map_err(decode)?;
+    let mut data = vec![0; file.header().page_size.bytes()];
+    for entry in file.entries() {
+        file.read(*entry, &mut data).map_err(decode)?;
+        each(entry.page, &data)?;
+    }
+    Ok(())
+}
+
+/// Sums every page of a file; returns the database's checksum.
+pub(super) fn sum_pages(
+    file: &File,
+    page_size: PageSize,
+    pages: u32,
+    mut each: impl FnMut(PageNo, Checksum),
+) -> io::Result<Checksum> {
+    let mut checksum = Checksum::EMPTY;
+    let mut data = vec![0; page_size.bytes()];
+    for page in (1..=pages).filter_map(PageNo::new) {
+        if page == page_size.lock_page() {
+            continue;
+        }
+        read_or_zeros(file, page, page_size, &mut data)?;
+        let sum = ltx::page_sum(page, &data);
+        each(page, sum);
+        checksum = checksum.toggle(sum);
+    }
+    Ok(checksum)
+}
+
+fn remove_companions(main: &Path) -> Result<(), OpError> {
+    for suffix in ["-journal", "-wal", "-shm"] {
+        let path = companion(main, suffix);
+        match fs::remove_file(&path) {
+            Ok(()) => (),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+            Err(error) => return Err(disk_error("remove file", &path)(error)),
+        }
+    }
+    Ok(())
+}
+
+fn companion(main: &Path, suffix: &str) -> PathBuf {
+    let mut path = main.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+/// Fills the buffer as far as the file goes.
+fn read_up_to(file: &File, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], at + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// An error with its causes, for a text that is kept.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut next = self.0.source();
+        while let Some(cause) = next {
+            write!(f, ": {cause}")?;
+            next = cause.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,591 @@
+//! What the kernel asks of a database's files, and where a transaction ends.
+//!
+//! Runs on the threads that serve the mount, under the database's mutex; touches backing files only.
+//! Order of a commit: log, then the write that completes it, then the new position. An error at any of
+//! them is an error of that request, so SQLite rolls back, and neither log nor file keeps the transaction.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+use super::commit::{self, Prepared, Transaction};
+use super::state::State;
+use super::{Database, Event, FileRole, OpError, OpenOutcome, Origin, disk_error};
+use crate::capture::{WalCapture, WalCommit, WalEvent};
+use crate::log::WalSpan;
+use crate::sqlite::{DatabaseHeader, Salts};
+use crate::types::{PageNo, PageSize};
+
+/// Length of the journal header that `journal_mode=PERSIST` overwrites with zeros to commit.
+const JOURNAL_HEADER_LEN: usize = 28;
+
+impl Database {
+    /// A file of the database is being opened. `truncate` is `O_TRUNC`; the truncation itself is a
+    /// [`Database::set_len`] that follows.
+    ///
+    /// # Errors
+    /// [`OpError::NotPrimary`] or [`OpError::ReplicaJournal`] where a replica refuses the open.
+    pub fn open(
+        &self,
+        role: FileRole,
+        origin: Origin,
+        writable: bool,
+        truncate: bool,
+    ) -> Result<OpenOutcome, OpError> {
+        let mut state = self.state.lock();
+        let application = origin == Origin::Application;
+        let is_primary = self.shared.is_primary();
+        let mut outcome = OpenOutcome::Ready;
+        if application && !is_primary {
+            match role {
+                FileRole::Journal if writable => return Err(OpError::ReplicaJournal(self.name())),
+                FileRole::Main if state.tracked.is_some() => {
+                    if writable && (self.shared.readonly_replica || truncate) {
+                        return Err(OpError::NotPrimary(self.name()));
+                    }
+                    outcome = OpenOutcome::AttachFirst;
+                }
+                FileRole::Main | FileRole::Wal | FileRole::Shm | FileRole::Journal => (),
+            }
+        }
+        if is_primary {
+            if truncate && role == FileRole::Main && state.tracked.is_some() {
+                state.foreign_writer = true;
+            }
+            if role == FileRole::Wal && !state.wal_is_known {
+                self.take_over_wal(&mut state)?;
+            }
+        }
+        state.open_files += 1;
+        state.open_by_application += u32::from(application);
+        Ok(outcome)
+    }
+
+    /// The last descriptor of one open is gone.
+    pub fn release(&self, _role: FileRole, origin: Origin, _writable: bool) {
+        let mut state = self.state.lock();
+        state.open_files = state.open_files.saturating_sub(1);
+        if origin == Origin::Application {
+            state.open_by_application = state.open_by_application.saturating_sub(1);
+        }
+    }
+
+    /// Writes to a file of the database. When the write completes a commit, the transaction is in the
+    /// log when this returns.
+    ///
+    /// # Errors
+    /// The write did not happen, and a transaction that it would have committed is not in the log.
+    pub fn write(
+        &self,
+        role: FileRole,
+        origin: Origin,
+        file: &File,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), OpError> {
+        let mut put = || {
+            file.write_all_at(data, offset).map_err(disk_error("write file", self.name().as_path()))
+        };
+        if role == FileRole::Shm {
+            return put();
+        }
+        let mut state = self.state.lock();
+        if !self.shared.is_primary() {
+            if origin == Origin::Application {
+                self.check_replica_write(&state, role, offset, data)?;
+            }
+            if role == FileRole::Main {
+                self.before_checkpoint_write(&mut state)?;
+                state.touch(offset, data.len());
+            }
+            return put();
+        }
+        self.check_writable(&state)?;
+        match role {
+            FileRole::Main => {
+                put()?;
+                self.wrote_main(&mut state, offset, data);
+                Ok(())
+            }
+            FileRole::Wal => self.write_wal(&mut state, file, offset, data),
+            FileRole::Journal => {
+                let commits = offset == 0
+                    && data.len() == JOURNAL_HEADER_LEN
+                    && data.iter().all(|byte| *byte == 0);
+                if commits {
+                    return self.end_journal(&mut state, &mut put);
+                }
+                put()?;
+                state.rollback.journal_started();
+                Ok(())
+            }
+            FileRole::Shm => put(),
+        }
+    }
+
+    /// Sets the length of a file of the database (`ftruncate`, `O_TRUNC`, `fallocate`).
+    ///
+    /// # Errors
+    /// As for [`Database::write`].
+    pub fn set_len(
+        &self,
+        role: FileRole,
+        origin: Origin,
+        file: &File,
+        len: u64,
+    ) -> Result<(), OpError> {
+        let mut put =
+            || file.set_len(len).map_err(disk_error("set length of file", self.name().as_path()));
+        if role == FileRole::Shm {
+            return put();
+        }
+        let mut state = self.state.lock();
+        if !self.shared.is_primary() {
+            if origin == Origin::Application {
+                self.check_replica_write(&state, role, len, &[])?;
+            }
+            return put();
+        }
+        self.check_writable(&state)?;
+        match role {
+            FileRole::Main => {
+                let before = file.metadata().map_or(0, |metadata| metadata.len());
+                put()?;
+                self.resized_main(&mut state, before, len);
+                Ok(())
+            }
+            FileRole::Wal => {
+                put()?;
+                if len == 0 {
+                    state.wal_is_gone();
+                } else {
+                    state.wal.truncated(len);
+                }
+                Ok(())
+            }
+            FileRole::Journal if len == 0 => self.end_journal(&mut state, &mut put),
+            FileRole::Journal | FileRole::Shm => put(),
+        }
+    }
+
+    /// Removes a companion by calling `remove`: the end of a journal is a commit.
+    ///
+    /// # Errors
+    /// The file is still there, and nothing was committed.
+    pub fn unlink_companion(
+        &self,
+        role: FileRole,
+        origin: Origin,
+        remove: &mut dyn FnMut() -> io::Result<()>,
+    ) -> Result<(), OpError> {
+        let mut put = || remove().map_err(disk_error("remove file", self.name().as_path()));
+        let mut state = self.state.lock();
+        if !self.shared.is_primary() {
+            let tracked = state.tracked.is_some() && role != FileRole::Shm;
+            if origin == Origin::Application && tracked {
+                return Err(OpError::NotPrimary(self.name()));
+            }
+            return put();
+        }
+        match role {
+            FileRole::Journal => self.end_journal(&mut state, &mut put),
+            FileRole::Wal => {
+                put()?;
+                state.wal_is_gone();
+                Ok(())
+            }
+            FileRole::Main | FileRole::Shm => put(),
+        }
+    }
+
+    /// `fsync`: what was answered before is durable when this returns. Blocks on the disk.
+    ///
+    /// The log is redo, so for a WAL, and for the database inside a journalled transaction, it is the log
+    /// that is synced (the latter at the commit).
+    ///
+    /// # Errors
+    /// The kernel may have forgotten dirty pages: the database takes no more writes.
+    pub fn sync(&self, role: FileRole, file: &File) -> Result<(), OpError> {
+        let syncer = {
+            let mut state = self.state.lock();
+            let in_transaction = state.rollback.journal_is_live() && !state.rollback.is_clean();
+            match (role, state.tracked.is_some()) {
+                (FileRole::Main, true) if in_transaction && self.shared.is_primary() => {
+                    state.rollback.synced();
+                    return Ok(());
+                }
+                (FileRole::Wal, true) => {
+                    let tracked = state.tracked.as_mut().expect("BUG: checked above");
+                    Some(tracked.files(&self.shared)?.syncer.clone())
+                }
+                (FileRole::Main | FileRole::Wal | FileRole::Shm | FileRole::Journal, _) => None,
+            }
+        };
+        let result = match syncer {
+            Some(syncer) => syncer.sync().map(drop).map_err(OpError::Log),
+            None => file.sync_data().map_err(disk_error("sync file", self.name().as_path())),
+        };
+        result.inspect_err(|error| {
+            if matches!(role, FileRole::Main | FileRole::Wal) {
+                self.quarantine(
+                    &format!("{error}: restart the daemon once the disk is well"),
+                    false,
+                );
+            }
+        })
+    }
+
+    /// On a replica: the database file must not be durable beyond the log, which redoes it.
+    fn before_checkpoint_write(&self, state: &mut State) -> Result<(), OpError> {
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+        let pos = tracked.pos;
+        let syncer = &tracked.files(&self.shared)?.syncer;
+        if syncer.durable() != pos {
+            syncer.sync()?;
+        }
+        Ok(())
+    }
+
+    fn check_writable(&self, state: &State) -> Result<(), OpError> {
+        if state.quarantine.is_some() { Err(OpError::Quarantined(self.name())) } else { Ok(()) }
+    }
+
+    /// The last defence on a replica; the locks held by `client` stop SQLite long before.
+    fn check_replica_write(
+        &self,
+        state: &State,
+        role: FileRole,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), OpError> {
+        let is_database = state.tracked.is_some()
+            || (role == FileRole::Main && offset == 0 && data.starts_with(DatabaseHeader::MAGIC));
+        if is_database { Err(OpError::NotPrimary(self.name())) } else { Ok(()) }
+    }
+
+    fn write_wal(
+        &self,
+        state: &mut State,
+        file: &File,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), OpError> {
+        let name = self.name();
+        let read = |at: u64, buffer: &mut [u8]| file.read_exact_at(buffer, at);
+        let put = |wal: &mut WalCapture| {
+            file.write_all_at(data, offset)
+                .inspect_err(|_| wal.refused(offset))
+                .map_err(disk_error("write WAL", name.as_path()))
+        };
+        state.wal_is_known = true;
+        let event =
+            state.wal.write(offset, data, &read).map_err(disk_error("read WAL", name.as_path()))?;
+        let commit = match event {
+            WalEvent::None => return put(&mut state.wal),
+            WalEvent::Restarted => {
+                put(&mut state.wal)?;
+                state.all_is_backfilled();
+                return Ok(());
+            }
+            WalEvent::Commit(commit) => commit,
+        };
+        let prepared = match self.prepare_wal(state, file, &commit) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                state.wal.refused(offset);
+                return Err(error);
+            }
+        };
+        if let Err(error) = put(&mut state.wal) {
+            self.cancel(state, prepared.is_some());
+            return Err(error);
+        }
+        self.finish_wal(state, &commit, prepared);
+        Ok(())
+    }
+
+    fn finish_wal(&self, state: &mut State, commit: &WalCommit, prepared: Option<Prepared>) {
+        state.wal.committed(commit);
+        state.commit_may_be_unpublished = true;
+        if let Some(prepared) = prepared {
+            self.finish(state, prepared);
+        }
+    }
+
+    fn prepare_wal(
+        &self,
+        state: &mut State,
+        file: &File,
+        commit: &WalCommit,
+    ) -> Result<Option<Prepared>, OpError> {
+        let name = self.name();
+        let (Some(page_size), Some(salts)) = (state.wal.page_size(), state.wal.salts()) else {
+            return Ok(None);
+        };
+        self.track(state, page_size)?;
+        let State { tracked, wal, .. } = state;
+        let tracked = tracked.as_mut().expect("BUG: just tracked");
+        let main = tracked.main(&self.shared, &name)?;
+        let mut pages: Vec<PageNo> = commit.pages.iter().map(|(page, _)| *page).collect();
+        if !commit.abandoned.is_empty() {
+            pages.extend(&commit.abandoned);
+            pages.sort_unstable();
+        }
+        let mut image = |page: PageNo, buffer: &mut [u8]| {
+            let written = commit.pages.binary_search_by_key(&page, |(page, _)| *page);
+            let frame = match written {
+                Ok(index) => Some(commit.pages[index].1),
+                Err(_) => wal.frame_of(page),
+            };
+            match frame {
+                Some(frame) => match wal.tail_image(frame) {
+                    Some(bytes) => {
+                        buffer.copy_from_slice(bytes);
+                        Ok(())
+                    }
+                    None => wal.read_image(frame, buffer, &|at, buffer: &mut [u8]| {
+                        file.read_exact_at(buffer, at)
+                    }),
+                },
+                None => read_or_zeros(&main, page, page_size, buffer),
+            }
+        };
+        let transaction = Transaction {
+            page_size,
+            commit: commit.commit,
+            pages,
+            image: &mut image,
+            wal: Some(WalSpan {
+                salts: salt_pair(salts),
+                start_frame: commit.start_frame,
+                end_frame: commit.end_frame,
+            }),
+            skip_unchanged: false,
+            knows_nothing: false,
+        };
+        commit::prepare(tracked, &self.shared, &name, transaction)
+    }
+
+    /// Takes over a WAL that is there before this daemon saw any write to it.
+    pub(super) fn take_over_wal(&self, state: &mut State) -> Result<(), OpError> {
+        let name = self.name();
+        let Some(wal_name) = name.with_suffix("-wal") else { return Ok(()) };
+        let path = self.shared.files.join(wal_name.as_path());
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(disk_error("open WAL", &path)(error)),
+        };
+        let len = file.metadata().map_err(disk_error("read length of WAL", &path))?.len();
+        let read = |at: u64, buffer: &mut [u8]| file.read_exact_at(buffer, at);
+        state.wal_is_known = true;
+        let event = state.wal.resume(0, len, &read).map_err(disk_error("read WAL", &path))?;
+        if let WalEvent::Commit(commit) = event {
+            self.take_wal_commit(state, &file, &commit)?;
+        }
+        Ok(())
+    }
+
+    /// Logs a transaction that is in the WAL file already.
+    pub(super) fn take_wal_commit(
+        &self,
+        state: &mut State,
+        file: &File,
+        commit: &WalCommit,
+    ) -> Result<(), OpError> {
+        let prepared = self.prepare_wal(state, file, commit)?;
+        self.finish_wal(state, commit, prepared);
+        Ok(())
+    }
+
+    /// The journal ends, by whichever of the three ways `put` is: a commit if pages changed.
+    fn end_journal(
+        &self,
+        state: &mut State,
+        put: &mut dyn FnMut() -> Result<(), OpError>,
+    ) -> Result<(), OpError> {
+        if state.rollback.is_clean() {
+            put()?;
+            state.rollback.finished();
+            return Ok(());
+        }
+        self.check_writable(state)?;
+        let prepared = self.prepare_main(state)?;
+        if prepared.is_some() && state.rollback.database_is_synced() {
+            let tracked = state.tracked.as_mut().expect("BUG: it was prepared");
+            let files = tracked.files(&self.shared)?;
+            if let Err(error) = files.syncer.sync() {
+                self.cancel(state, true);
+                state.quarantine(
+                    &format!("{error}: restart the daemon once the disk is well"),
+                    false,
+                );
+                return Err(OpError::Log(error));
+            }
+        }
+        if let Err(error) = put() {
+            self.cancel(state, prepared.is_some());
+            return Err(error);
+        }
+        state.rollback.finished();
+        state.written_without_journal = false;
+        if let Some(prepared) = prepared {
+            self.finish(state, prepared);
+        }
+        state.all_is_backfilled();
+        self.quiet.notify_all();
+        Ok(())
+    }
+
+    /// Prepares what was written to the database file itself. `None` if nothing changed, or if the file
+    /// is not a database yet.
+    pub(super) fn prepare_main(&self, state: &mut State) -> Result<Option<Prepared>, OpError> {
+        let name = self.name();
+        let path = self.shared.files.join(name.as_path());
+        let file = File::open(&path).map_err(disk_error("open database", &path))?;
+        let Some((page_size, commit)) =
+            database_size(&file).map_err(disk_error("read header", &path))?
+        else {
+            return Ok(None);
+        };
+        self.track(state, page_size)?;
+        let State { tracked, rollback, foreign_writer, .. } = state;
+        let tracked = tracked.as_mut().expect("BUG: just tracked");
+        let all = *foreign_writer || page_size != tracked.page_size;
+        let pages = if all {
+            (1..=commit).filter_map(PageNo::new).collect()
+        } else {
+            rollback.pages().collect()
+        };
+        let mut image =
+            |page: PageNo, buffer: &mut [u8]| read_or_zeros(&file, page, page_size, buffer);
+        let transaction = Transaction {
+            page_size,
+            commit,
+            pages,
+            image: &mut image,
+            wal: None,
+            skip_unchanged: true,
+            knows_nothing: false,
+        };
+        commit::prepare(tracked, &self.shared, &name, transaction)
+    }
+
+    /// Logs the whole file as one transaction because nothing is known about what changed.
+    pub(super) fn take_everything(&self, state: &mut State) -> Result<(), OpError> {
+        let name = self.name();
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+        let file = tracked.main(&self.shared, &name)?;
+        let Some((page_size, commit)) =
+            database_size(&file).map_err(disk_error("read header", name.as_path()))?
+        else {
+            return Ok(());
+        };
+        let mut image =
+            |page: PageNo, buffer: &mut [u8]| read_or_zeros(&file, page, page_size, buffer);
+        let transaction = Transaction {
+            page_size,
+            commit,
+            pages: Vec::new(),
+            image: &mut image,
+            wal: None,
+            skip_unchanged: false,
+            knows_nothing: true,
+        };
+        if let Some(prepared) = commit::prepare(tracked, &self.shared, &name, transaction)? {
+            self.finish(state, prepared);
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&self, state: &mut State, prepared: Prepared) {
+        let Some(tracked) = state.tracked.as_mut() else { return };
+        commit::finish(tracked, prepared);
+        state.applied = tracked.pos;
+        let id = tracked.id;
+        self.publish(state);
+        self.shared.tell(Event::Committed(id));
+    }
+
+    fn cancel(&self, state: &mut State, logged: bool) {
+        let Some(tracked) = state.tracked.as_mut().filter(|_| logged) else { return };
+        if let Err(error) = commit::cancel(tracked) {
+            state.quarantine(
+                &format!(
+                    "a failed transaction may still be in the log ({error}): restart the daemon"
+                ),
+                false,
+            );
+        }
+    }
+
+    /// The database file was written: by a checkpoint, under a journal, or under nothing.
+    fn wrote_main(&self, state: &mut State, offset: u64, data: &[u8]) {
+        state.touch(offset, data.len());
+        if state.wal.captured() > 0 {
+            return;
+        }
+        match &state.tracked {
+            Some(tracked) => state.rollback.wrote(tracked.page_size, offset, data.len()),
+            // All pages of a new database are new.
+            None => state.rollback.resized(),
+        }
+        self.changed_main(state);
+    }
+
+    fn resized_main(&self, state: &mut State, before: u64, len: u64) {
+        if state.wal.captured() > 0 || before == len {
+            return;
+        }
+        state.rollback.resized();
+        self.changed_main(state);
+    }
+
+    fn changed_main(&self, state: &mut State) {
+        if state.rollback.journal_is_live() || state.written_without_journal {
+            return;
+        }
+        state.written_without_journal = true;
+        if let Some(me) = self.me.upgrade() {
+            self.shared.tell(Event::WrittenWithoutJournal(me));
+        }
+    }
+}
+
+/// The salts of a WAL as the log's records keep them.
+pub(super) fn salt_pair(salts: Salts) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = salts.0;
+    (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]))
+}
+
+/// Page size and size in pages of a database file; `None` if it is not one.
+pub(super) fn database_size(file: &File) -> io::Result<Option<(PageSize, u32)>> {
+    let mut bytes = [0; DatabaseHeader::SIZE];
+    let len = file.metadata()?.len();
+    if len < bytes.len() as u64 {
+        return Ok(None);
+    }
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(DatabaseHeader::parse(&bytes).ok().map(|header| (header.page_size, header.pages(len))))
+}
+
+/// A page of the database file; what the file lacks reads as zeros.
+pub(super) fn read_or_zeros(
+    file: &File,
+    page: PageNo,
+    page_size: PageSize,
+    buffer: &mut [u8],
+) -> io::Result<()> {
+    let mut filled = 0;
+    let offset = page.offset(page_size);
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            Err(error) => return Err(error),
+        }
+    }
+    buffer[filled..].fill(0);
+    Ok(())
+}

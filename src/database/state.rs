@@ -1,0 +1,171 @@
+//! What a database knows while it is in use; everything here is behind its one mutex.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+use super::meta::Meta;
+use super::snapshot::Touched;
+use super::{OpError, Shared, disk_error};
+use crate::capture::{RollbackCapture, WalCapture};
+use crate::client::Change;
+use crate::log::{Log, LogReader, LogSync, PageSums};
+use crate::types::{DbId, DbName, PageSize, Pos};
+
+/// State of one database.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) tracked: Option<Tracked>,
+    pub(super) wal: WalCapture,
+    /// Whether `wal` knows the WAL file's content.
+    pub(super) wal_is_known: bool,
+    pub(super) rollback: RollbackCapture,
+    /// The file was written with neither journal nor WAL.
+    pub(super) written_without_journal: bool,
+    /// A writer that does not lock (cp, rsync) is at work: capture when it closes the file.
+    pub(super) foreign_writer: bool,
+    pub(super) warned_about_journal_mode: bool,
+    /// A commit was logged since the wal-index was last known to show it.
+    pub(super) commit_may_be_unpublished: bool,
+    pub(super) open_files: u32,
+    pub(super) open_by_application: u32,
+    pub(super) quarantine: Option<Quarantine>,
+    pub(super) snapshots: Vec<Weak<Mutex<Touched>>>,
+    pub(super) pending: VecDeque<Pending>,
+    pub(super) pending_bytes: usize,
+    /// Position that readers of this node see.
+    pub(super) applied: Pos,
+}
+
+/// Why a database takes no transactions.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Quarantine {
+    /// For people: what happened and what to do.
+    pub reason: String,
+    /// Whether a fresh copy from the primary mends it.
+    pub reseed: bool,
+}
+
+/// A received transaction in memory until it is applied.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) before: Pos,
+    pub(super) after: Pos,
+    pub(super) change: Change,
+    pub(super) bytes: usize,
+}
+
+/// What a database has beyond its files.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    pub(super) id: DbId,
+    pub(super) pos: Pos,
+    /// Size of the database at `pos`.
+    pub(super) page_size: PageSize,
+    pub(super) pages: u32,
+    /// Everything up to here is in the database file, though perhaps not durably.
+    pub(super) backfilled: Pos,
+    /// When the newest transaction was committed.
+    pub(super) timestamp_ms: i64,
+    pub(super) meta: Meta,
+    pub(super) files: Option<Files>,
+    /// The database file; opened when needed, forgotten when the name gets another file.
+    pub(super) main: Option<Arc<File>>,
+}
+
+/// The open files of a database in use.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub(super) log: Log,
+    pub(super) syncer: Arc<LogSync>,
+    pub(super) reader: LogReader,
+    pub(super) sums: PageSums,
+}
+
+impl Tracked {
+    pub(super) fn log_dir(shared: &Shared, id: DbId) -> PathBuf {
+        shared.logs.join(id.to_string())
+    }
+
+    /// Log and page sums; opens them if needed.
+    pub(super) fn files(&mut self, shared: &Shared) -> Result<&mut Files, OpError> {
+        if self.files.is_none() {
+            let dir = Self::log_dir(shared, self.id);
+            let log = Log::open(&dir, shared.log)?;
+            let sums = PageSums::open(&sums_path(&dir))?;
+            self.files = Some(Files::new(log, sums));
+        }
+        Ok(self.files.as_mut().expect("BUG: files were just opened"))
+    }
+
+    /// The database file; opens it if needed.
+    pub(super) fn main(&mut self, shared: &Shared, name: &DbName) -> Result<Arc<File>, OpError> {
+        if let Some(main) = &self.main {
+            return Ok(main.clone());
+        }
+        let path = shared.files.join(name.as_path());
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(disk_error("open database", &path))?;
+        Ok(self.main.insert(Arc::new(file)).clone())
+    }
+}
+
+impl Files {
+    pub(super) fn new(log: Log, sums: PageSums) -> Self {
+        Self { syncer: log.syncer(), reader: log.reader(), log, sums }
+    }
+}
+
+/// Where the page sums of a log directory are.
+pub(super) fn sums_path(log_dir: &Path) -> PathBuf {
+    log_dir.join("sums")
+}
+
+impl State {
+    pub(super) fn quarantine(&mut self, reason: &str, reseed: bool) {
+        if self.quarantine.is_none() {
+            self.quarantine = Some(Quarantine { reason: reason.to_owned(), reseed });
+        }
+    }
+
+    /// Every transaction so far is in the database file.
+    pub(super) fn all_is_backfilled(&mut self) {
+        if let Some(tracked) = &mut self.tracked {
+            tracked.backfilled = tracked.pos;
+        }
+    }
+
+    /// The WAL was emptied or removed, which SQLite does when everything in it is in the database.
+    pub(super) fn wal_is_gone(&mut self) {
+        self.wal.removed();
+        self.wal_is_known = true;
+        self.all_is_backfilled();
+    }
+
+    /// The database file was written: snapshots in progress must look at these pages again.
+    pub(super) fn touch(&mut self, offset: u64, len: usize) {
+        if self.snapshots.is_empty() {
+            return;
+        }
+        let Some(tracked) = &self.tracked else { return };
+        self.snapshots.retain(|snapshot| match snapshot.upgrade() {
+            Some(touched) => {
+                touched.lock().wrote(tracked.page_size, offset, len);
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Forgets received transactions that wait in memory; they are read from the log instead.
+    pub(super) fn drop_pending(&mut self) {
+        self.pending.clear();
+        self.pending_bytes = 0;
+    }
+}

@@ -1,0 +1,133 @@
+//! Writes received transactions into the files of a replica.
+//!
+//! A few threads take databases from a queue; each writes batches through the mount by way of `client`.
+//! Databases apply in parallel, the transactions of one in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::Store;
+use crate::client::{Answer, ClientError, FileState, Pool, Request};
+use crate::database::Database;
+use crate::types::DbId;
+
+/// Wait before a batch that found the database locked by readers is tried again.
+const RETRY: Duration = Duration::from_millis(20);
+/// Wait after an error that is not a lock.
+const RETRY_ERROR: Duration = Duration::from_secs(1);
+
+impl Store {
+    /// One applying thread.
+    pub(super) fn run_applier(self: &Arc<Self>) {
+        while let Some(id) = self.to_apply.pop() {
+            let retry = match (self.by_id(id), self.shared.client()) {
+                (Some(db), Some(client)) if !self.shared.is_primary() => {
+                    self.apply_all(&db, client)
+                }
+                // Without a mount there is nowhere to write; `connect` queues everything again.
+                _ => None,
+            };
+            self.to_apply.done(id);
+            if let Some(delay) = retry {
+                self.to_apply.push_later(id, delay);
+            }
+        }
+    }
+
+    /// Applies what is there. Returns when to try again if something is left.
+    fn apply_all(&self, db: &Arc<Database>, client: &Pool) -> Option<Duration> {
+        let id = db.id()?;
+        loop {
+            let batch = match db.next_batch() {
+                Ok(Some(batch)) => batch,
+                Ok(None) => return None,
+                Err(error) => {
+                    warn!(db = %db.name(), %error, "read received transactions");
+                    return Some(RETRY_ERROR);
+                }
+            };
+            self.used_through_mount(id);
+            let (after, transactions) = (batch.after, batch.transactions);
+            match client.call(id, Request::Apply { name: db.name(), change: batch.change }) {
+                Ok(answer) => {
+                    db.batch_applied(after);
+                    if let Answer::State(state) = answer
+                        && state.is_written_back()
+                    {
+                        db.checkpointed(after);
+                    }
+                    debug!(db = %db.name(), txid = ?after.txid, transactions, "applied");
+                }
+                Err(ClientError::Busy { .. }) => return Some(RETRY),
+                Err(error) => {
+                    warn!(db = %db.name(), %error, "apply");
+                    return Some(RETRY_ERROR);
+                }
+            }
+        }
+    }
+
+    /// On a replica: takes the write lock of a database through the mount so that an application gets
+    /// SQLite's "busy". Blocks; never call it on a thread that serves kernel requests.
+    ///
+    /// # Errors
+    /// The lock could not be taken in time.
+    pub fn attach(&self, db: &Arc<Database>) -> Result<(), crate::database::OpError> {
+        let (Some(id), Some(client)) = (db.id(), self.shared.client()) else { return Ok(()) };
+        if self.shared.is_primary() {
+            return Ok(());
+        }
+        self.fenced.lock().insert(id);
+        self.used_through_mount(id);
+        client.call(id, Request::Fence { name: db.name() }).map(drop).map_err(|source| {
+            crate::database::OpError::Client { db: db.name(), step: "take the write lock", source }
+        })
+    }
+
+    /// Closes what `client` holds of databases that no application uses, which also brings their WAL back.
+    pub(super) fn detach_unused(&self) {
+        let Some(client) = self.shared.client() else { return };
+        let idle: Vec<DbId> = {
+            let used = self.used.lock();
+            used.iter()
+                .filter(|(_, at)| at.elapsed() > super::DETACH_AFTER)
+                .map(|(id, _)| *id)
+                .collect()
+        };
+        for id in idle {
+            let Some(db) = self.by_id(id) else {
+                self.used.lock().remove(&id);
+                continue;
+            };
+            if !db.is_unused() || db.applied() != db.position() {
+                continue;
+            }
+            self.detach(&db, id, client);
+        }
+    }
+
+    pub(super) fn detach(&self, db: &Database, id: DbId, client: &Pool) {
+        let at = db.applied();
+        self.used.lock().remove(&id);
+        self.fenced.lock().remove(&id);
+        match client.call(id, Request::Detach) {
+            Ok(Answer::Closed { clean: true }) if db.applied() == at => db.checkpointed(at),
+            Ok(_) => (),
+            Err(error) => warn!(db = %db.name(), %error, "close"),
+        }
+    }
+
+    /// Whether a database's pages are all in its file after an apply or a checkpoint.
+    pub(super) fn checkpoint(&self, db: &Database, id: DbId) {
+        let Some(client) = self.shared.client() else { return };
+        let at = db.applied();
+        if let Ok(Answer::State(state)) = client.call(id, Request::Checkpoint { name: db.name() })
+            && FileState::is_written_back(&state)
+            && db.applied() == at
+        {
+            db.checkpointed(at);
+        }
+    }
+}

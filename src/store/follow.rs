@@ -1,0 +1,232 @@
+//! What a replica does with the primary's catalog and copies; and what it knows of the primary.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::{Role, Store};
+use crate::client::{Pool, Request};
+use crate::database::{Database, Image, OpError};
+use crate::disk::{self, clock};
+use crate::types::{DbId, DbName, NodeId, Pos, Txid};
+
+impl Store {
+    /// On a replica: makes or renames a database as the primary has it. A local file in the way moves
+    /// to `lost+found`. Blocks on the mount.
+    ///
+    /// # Errors
+    /// The log's directory could not be made, or the rename failed.
+    pub fn adopt(&self, id: DbId, name: &DbName) -> Result<Arc<Database>, OpError> {
+        if let Some(other) = self.by_name(name)
+            && let Some(other_id) = other.id()
+            && other_id != id
+        {
+            self.forget(other_id)?;
+        }
+        if let Some(db) = self.by_id(id) {
+            let before = db.name();
+            if before != *name {
+                if self.shared.files.join(before.as_path()).exists() {
+                    self.call(&db, Request::Rename { from: before, to: name.clone() })?;
+                } else {
+                    db.will_rename(name)?;
+                    db.renamed(name)?;
+                    let mut catalog = self.catalog.lock();
+                    catalog.remove_name(&before);
+                    catalog.name(name.clone(), &db);
+                }
+            }
+            return Ok(db);
+        }
+        self.clear_the_way(name)?;
+        let db = Database::adopted(&self.shared, id, name.clone())?;
+        self.catalog.lock().track(id, db.clone());
+        Ok(db)
+    }
+
+    /// Moves a file that is no replicated database out of the way of one.
+    fn clear_the_way(&self, name: &DbName) -> Result<(), OpError> {
+        let path = self.shared.files.join(name.as_path());
+        let Ok(metadata) = fs::symlink_metadata(&path) else { return Ok(()) };
+        let fail = |step| {
+            let path = path.clone();
+            move |source| OpError::Disk { step, path: path.clone(), source }
+        };
+        if metadata.is_file() && metadata.len() == 0 {
+            fs::remove_file(&path).map_err(fail("remove empty file"))?;
+        } else {
+            let base = name.as_path().file_name().unwrap_or(name.as_path().as_os_str());
+            let mut kept = std::ffi::OsString::from(format!("{}-", clock::wall_ms()));
+            kept.push(base);
+            let kept = self.lost_and_found.join(kept);
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "the content is not new; a directory may move too"
+            )]
+            fs::rename(&path, &kept).map_err(fail("move to lost+found"))?;
+            warn!(db = %name, to = %kept.display(), "a local file was in the way of a replicated database");
+        }
+        self.invalidate(name);
+        Ok(())
+    }
+
+    /// On a replica: removes a database the primary does not have. Blocks on the mount.
+    ///
+    /// # Errors
+    /// A file could not be removed.
+    pub fn forget(&self, id: DbId) -> Result<(), OpError> {
+        let Some(db) = self.by_id(id) else { return Ok(()) };
+        let name = db.name();
+        if self.shared.files.join(name.as_path()).exists() {
+            self.call(&db, Request::Remove { name: name.clone() })?;
+        }
+        db.untrack();
+        self.fenced.lock().remove(&id);
+        self.used.lock().remove(&id);
+        info!(db = %name, %id, "removed, as on the primary");
+        Ok(())
+    }
+
+    /// On a replica: replaces a database's content by a complete image that `Snapshot`s gave, checked
+    /// against the position's checksum first. Readers see either state. Blocks for long.
+    ///
+    /// # Errors
+    /// The image does not match the position, or a file could not be written.
+    pub fn install(&self, db: &Database, image: &Path, pos: Pos) -> Result<(), OpError> {
+        let image = Image::check(db, image, pos)?;
+        let id = db.id().ok_or_else(|| OpError::NotTracked(db.name()))?;
+        let name = db.name();
+        db.begin_install()?;
+        let path = self.shared.files.join(name.as_path());
+        if path.exists() && !db.is_unused() {
+            let change = db.difference(&image)?;
+            let pages = change.pages.len();
+            self.call(db, Request::Apply { name, change })?;
+            info!(db = %db.name(), pages, pos = %pos, "brought level with the primary's copy");
+        } else {
+            self.replace_file(db, id, &image, &path)?;
+            info!(db = %db.name(), pos = %pos, "took the primary's copy");
+        }
+        db.installed(&image)
+    }
+
+    /// Puts the image in the place of a file that no application has open.
+    fn replace_file(
+        &self,
+        db: &Database,
+        id: DbId,
+        image: &Image,
+        path: &Path,
+    ) -> Result<(), OpError> {
+        let name = db.name();
+        if let Some(client) = self.shared.client() {
+            self.detach(db, id, client);
+        }
+        self.call(db, Request::MakeParents { name: name.clone() })?;
+        let fail = |step, path: &Path| {
+            let path = path.to_owned();
+            move |source: io::Error| OpError::Disk { step, path: path.clone(), source }
+        };
+        for suffix in ["-wal", "-shm", "-journal"] {
+            if let Some(companion) = name.with_suffix(suffix) {
+                let path = self.shared.files.join(companion.as_path());
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(fail("remove companion", &path)(error));
+                    }
+                    Ok(()) | Err(_) => self.invalidate(&companion),
+                }
+            }
+        }
+        if let Ok(old) = fs::metadata(path) {
+            drop(fs::set_permissions(&image.path, old.permissions()));
+        }
+        fs::File::open(&image.path)
+            .and_then(|file| file.sync_all())
+            .map_err(fail("sync copy", &image.path))?;
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "the image is synced above, the directory below"
+        )]
+        fs::rename(&image.path, path).map_err(fail("put copy in place", path))?;
+        if let Some(parent) = path.parent() {
+            disk::sync_dir(parent).map_err(fail("sync directory", parent))?;
+        }
+        self.invalidate(&name);
+        Ok(())
+    }
+
+    fn call(&self, db: &Database, request: Request) -> Result<(), OpError> {
+        let (Some(client), Some(id)) = (self.shared.client(), db.id()) else {
+            return Err(OpError::NotTracked(db.name()));
+        };
+        self.used_through_mount(id);
+        Pool::call(client, id, request).map(drop).map_err(|source| OpError::Client {
+            db: db.name(),
+            step: "work",
+            source,
+        })
+    }
+
+    /// On a replica: contact with the primary, for `.primary` and `.lag`. `level` means that every
+    /// position the primary reported is applied here.
+    pub fn heard_from_primary(&self, name: &str, level: bool) {
+        let mut role = self.role.write();
+        if let Role::Replica { primary } = &mut *role
+            && primary.as_deref() != Some(name)
+        {
+            *primary = Some(name.to_owned());
+        }
+        drop(role);
+        if level {
+            *self.level_at.lock() = Some(clock::boottime());
+        }
+    }
+
+    /// On a replica: the stream to the primary broke.
+    pub fn lost_primary(&self) {
+        if let Role::Replica { primary } = &mut *self.role.write() {
+            *primary = None;
+        }
+    }
+
+    /// Milliseconds since this node was last known to be level with the primary: 0 on the primary,
+    /// `i32::MAX` before the first contact. The content of `.lag`.
+    #[must_use]
+    pub fn lag_ms(&self) -> i64 {
+        if self.shared.is_primary() {
+            return 0;
+        }
+        let never = i64::from(i32::MAX);
+        match *self.level_at.lock() {
+            None => never,
+            Some(at) => {
+                let lag = clock::boottime().saturating_sub(at).as_millis();
+                i64::try_from(lag).unwrap_or(never).min(never)
+            }
+        }
+    }
+
+    /// A replica is connected and needs the log of a database from this position on.
+    pub fn follower_needs(&self, peer: NodeId, db: DbId, pos: Pos) {
+        self.followers.lock().entry(peer).or_default().insert(db, pos.txid);
+    }
+
+    /// A replica is gone: the log is no longer kept for it.
+    pub fn follower_gone(&self, peer: NodeId) {
+        self.followers.lock().remove(&peer);
+    }
+
+    /// The oldest transaction behind which a connected replica still needs the log.
+    pub(super) fn needed_by_followers(&self, id: DbId) -> Option<Txid> {
+        let followers = self.followers.lock();
+        followers
+            .values()
+            .filter_map(|dbs| dbs.get(&id))
+            .map(|txid| txid.unwrap_or(Txid::FIRST))
+            .min()
+    }
+}

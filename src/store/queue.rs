@@ -1,0 +1,80 @@
+//! A queue of databases for a few threads: each at most once, and never on two threads at a time.
+
+use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::types::DbId;
+
+#[derive(Default, Debug)]
+struct Inner {
+    ready: VecDeque<DbId>,
+    later: Vec<(Instant, DbId)>,
+    queued: HashSet<DbId>,
+    running: HashSet<DbId>,
+    is_closed: bool,
+}
+
+#[derive(Default, Debug)]
+pub(super) struct WorkQueue {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+impl WorkQueue {
+    /// Work for a database; what is queued already stays as it is.
+    pub(super) fn push(&self, id: DbId) {
+        let mut inner = self.inner.lock();
+        if inner.queued.insert(id) {
+            inner.ready.push_back(id);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Work for a database in a while.
+    pub(super) fn push_later(&self, id: DbId, delay: Duration) {
+        let mut inner = self.inner.lock();
+        if inner.queued.insert(id) {
+            inner.later.push((Instant::now() + delay, id));
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits for work; `None` once the queue is closed. The caller says [`WorkQueue::done`].
+    pub(super) fn pop(&self) -> Option<DbId> {
+        let mut inner = self.inner.lock();
+        loop {
+            if inner.is_closed {
+                return None;
+            }
+            let now = Instant::now();
+            let due: Vec<DbId> =
+                inner.later.extract_if(.., |(at, _)| *at <= now).map(|(_, id)| id).collect();
+            inner.ready.extend(due);
+            let free = inner.ready.iter().position(|id| !inner.running.contains(id));
+            if let Some(id) = free.and_then(|index| inner.ready.remove(index)) {
+                inner.queued.remove(&id);
+                inner.running.insert(id);
+                return Some(id);
+            }
+            match inner.later.iter().map(|(at, _)| *at).min() {
+                Some(at) => drop(self.changed.wait_until(&mut inner, at)),
+                None => self.changed.wait(&mut inner),
+            }
+        }
+    }
+
+    pub(super) fn done(&self, id: DbId) {
+        let mut inner = self.inner.lock();
+        inner.running.remove(&id);
+        if inner.queued.contains(&id) {
+            self.changed.notify_one();
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.inner.lock().is_closed = true;
+        self.changed.notify_all();
+    }
+}
