@@ -23,6 +23,7 @@ mod snapshot;
 mod state;
 mod status;
 mod unlogged;
+mod verify;
 
 use std::sync::{Arc, Weak};
 

@@ -119,9 +119,12 @@ impl Store {
         }
     }
 
-    /// Whether a database's pages are all in its file after an apply or a checkpoint.
-    pub(super) fn checkpoint(&self, db: &Database, id: DbId) {
-        let Some(client) = self.shared.client() else { return };
+    /// On a replica: copies the WAL back as far as readers allow.
+    pub fn checkpoint(&self, db: &Database) {
+        let (Some(client), Some(id)) = (self.shared.client(), db.id()) else { return };
+        if self.shared.is_primary() {
+            return;
+        }
         let at = db.applied();
         if let Ok(Answer::State(state)) = client.call(id, Request::Checkpoint { name: db.name() })
             && FileState::is_written_back(&state)

@@ -43,7 +43,7 @@ impl Store {
         let unused = db.is_unused();
         if due || unused || db.redo_bytes() > REDO_BYTES_MAX {
             if due && !self.shared.is_primary() && self.used.lock().contains_key(&id) {
-                self.checkpoint(db, id);
+                self.checkpoint(db);
             }
             if let Err(error) = db.write_back() {
                 warn!(db = %db.name(), %error, "write back");

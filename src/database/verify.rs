@@ -1,0 +1,58 @@
+//! Compares the pages on disk with their sums.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+use super::requests::read_or_zeros;
+use super::state::State;
+use super::{Database, OpError, disk_error};
+use crate::ltx;
+use crate::types::PageNo;
+
+impl Database {
+    /// Pages from `first` on, up to `count`, whose content is not what the log says. Commits wait meanwhile, so
+    /// ask for a few hundred at a time. On a replica pages that are only in the WAL count as different: copy
+    /// the WAL back first.
+    ///
+    /// # Errors
+    /// A file could not be read.
+    pub fn differing_pages(&self, first: PageNo, count: u32) -> Result<Vec<PageNo>, OpError> {
+        let name = self.name();
+        let path = self.shared.files.join(name.as_path());
+        let mut state = self.state.lock();
+        let State { tracked, wal, rollback, .. } = &mut *state;
+        let Some(tracked) = tracked.as_mut() else { return Err(OpError::NotTracked(name)) };
+        let (page_size, pages) = (tracked.page_size, tracked.pages);
+        let main = tracked.main(&self.shared, &name)?;
+        let wal_file = match name.with_suffix("-wal") {
+            Some(wal_name) if wal.captured() > 0 => {
+                let path = self.shared.files.join(wal_name.as_path());
+                Some(File::open(&path).map_err(disk_error("open WAL", &path))?)
+            }
+            Some(_) | None => None,
+        };
+        let sums = &mut tracked.files(&self.shared)?.sums;
+        let open: std::collections::BTreeSet<PageNo> = rollback.pages().collect();
+        let mut differing = Vec::new();
+        let mut data = vec![0; page_size.bytes()];
+        let end = first.get().saturating_add(count).min(pages.saturating_add(1));
+        for page in (first.get()..end).filter_map(PageNo::new) {
+            if page == page_size.lock_page() || open.contains(&page) {
+                continue;
+            }
+            match (wal.frame_of(page), &wal_file) {
+                (Some(frame), Some(file)) => {
+                    let read = |at: u64, buffer: &mut [u8]| file.read_exact_at(buffer, at);
+                    wal.read_image(frame, &mut data, &read)
+                        .map_err(disk_error("read WAL", &path))?;
+                }
+                (Some(_) | None, _) => read_or_zeros(&main, page, page_size, &mut data)
+                    .map_err(disk_error("read database", &path))?,
+            }
+            if sums.get(page)? != Some(ltx::page_sum(page, &data)) {
+                differing.push(page);
+            }
+        }
+        Ok(differing)
+    }
+}
