@@ -26,3 +26,6 @@ mod wal;
 pub use api::{Abandoned, Answer, Change, ClientError, FileState, Request, WalState};
 pub use lock::Holder;
 pub use pool::{Pool, Timing};
+
+#[cfg(test)]
+mod tests;

@@ -74,6 +74,11 @@ impl Pool {
         self.lanes.iter().any(|lane| lane.thread_id == thread_id)
     }
 
+    #[cfg(test)]
+    pub(super) fn lane_threads(&self) -> Vec<u32> {
+        self.lanes.iter().map(|lane| lane.thread_id).collect()
+    }
+
     /// Has a request carried out and waits for the answer. Requests about one database are carried out in order.
     ///
     /// # Errors

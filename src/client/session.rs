@@ -179,11 +179,11 @@ impl Session {
         }
         rollback::roll_back_if_hot(&mut self.main, &self.paths)?;
         let header = self.main.header(&self.paths.main)?;
-        self.leaving_wal = header.is_some_and(|header| !header.is_wal());
         let has_wal = len_or_zero(&self.paths.wal)? != 0;
         // A file without a header is no database yet, or a damaged one that is about to be restored.
         self.mode = match header {
             Some(header) if header.is_wal() || has_wal => {
+                self.leaving_wal = !header.is_wal();
                 let wal = Box::new(Wal::open(&self.paths, &self.main)?);
                 Mode::Wal { wal, page_size: header.page_size }
             }
@@ -254,10 +254,13 @@ impl Session {
 
     /// Follows the database from rollback to WAL mode. The caller holds EXCLUSIVE, so both files are ours alone.
     fn enter_wal(&mut self, header: &DatabaseHeader) -> Step<()> {
+        // If this fails, the next request must look again: others take the database for a WAL database already.
+        self.mode = Mode::Unknown;
         let mut wal = Box::new(Wal::open(&self.paths, &self.main)?);
         wal.lock_writer(&self.paths)?;
         wal.valid_header(&self.paths)?;
         self.mode = Mode::Wal { wal, page_size: header.page_size };
+        self.leaving_wal = false;
         Ok(self.main.unlock_reserved(&self.paths.main)?)
     }
 
