@@ -107,7 +107,7 @@ pub enum HeaderError {
     #[error("it does not begin with 'LTX1', so it is no LTX file")]
     Magic,
     /// A flag v3 does not know.
-    #[error("flags {0:#x} are unknown (0x1 is a LiteFS v1 file)")]
+    #[error("the flags {0:#x} are unknown")]
     Flags(u32),
     /// Not a power of two from 512 to 65536.
     #[error("{0} is no page size")]

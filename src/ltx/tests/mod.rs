@@ -3,6 +3,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "small numbers and noise")]
 
 mod examples;
+mod golden;
 mod histories;
 mod properties;
 mod v1;

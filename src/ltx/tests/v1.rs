@@ -68,7 +68,7 @@ fn they_are_no_v3_files() {
         assert!(LtxFile::parse(&v1(is_compressed)).is_err());
     }
     let message = LtxFile::parse(&v1(true)).unwrap_err().to_string();
-    assert_eq!(message, "at byte 0: flags 0x1 are unknown (0x1 is a LiteFS v1 file)");
+    assert_eq!(message, "at byte 0: the flags 0x1 are unknown");
 }
 
 #[test]
