@@ -22,3 +22,18 @@
 mod pb {
     tonic::include_proto!("weir.v1");
 }
+
+mod backoff;
+mod catchup;
+mod convert;
+mod error;
+mod flow;
+mod level;
+pub(crate) mod limits;
+mod message;
+mod schedule;
+mod view;
+
+pub use error::{Reason, Refusal};
+pub use limits::PROTOCOL;
+pub use view::{Filter, FilterError};

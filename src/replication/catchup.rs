@@ -1,0 +1,109 @@
+//! How a follower gets from its position to the newest: by log or by pages.
+//!
+//! Pure. Asked again after every step, so each step is bounded and the whole can be resumed anywhere.
+
+use super::limits::{
+    CATCH_UP_BYTES_MAX, CATCH_UP_RECORDS_MAX, FETCH_MERGE_BYTES, LOG_BYTES_CHEAP, RECORD_BYTES_MAX,
+};
+use crate::database::LogSpan;
+
+/// The next step of a Fetch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Step {
+    /// The follower has everything.
+    Done,
+    /// Send the next records as they are, up to so many bytes, at least one.
+    Records { bytes_max: usize },
+    /// Send one change set merged from so many bytes of log.
+    Merge { bytes_max: u64 },
+    /// Copy the pages.
+    Copy,
+}
+
+/// What decides about the way: what the log has, and how large the database is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Situation {
+    /// The log behind the follower's position; `None` if the log does not have the position.
+    pub(crate) span: Option<LogSpan>,
+    /// Bytes of the database.
+    pub(crate) database_bytes: u64,
+    /// The follower said that the log will not do.
+    pub(crate) pages_wanted: bool,
+}
+
+/// The first step: by log if that is possible and not more expensive than the pages.
+pub(crate) fn first_step(situation: Situation) -> Step {
+    let Some(span) = situation.span else { return Step::Copy };
+    let is_dear = span.bytes > LOG_BYTES_CHEAP && span.bytes > situation.database_bytes;
+    // A record travels and is kept in memory as a whole.
+    let is_heavy = span.first_bytes > RECORD_BYTES_MAX
+        || (span.first_bytes > LOG_BYTES_CHEAP
+            && span.first_bytes.saturating_mul(4) > situation.database_bytes);
+    if situation.pages_wanted || is_dear || is_heavy { Step::Copy } else { log_step(span) }
+}
+
+/// A further step by log.
+pub(crate) fn log_step(span: LogSpan) -> Step {
+    if span.records == 0 {
+        Step::Done
+    } else if span.records > 1
+        && span.first_bytes < FETCH_MERGE_BYTES
+        && (span.records > CATCH_UP_RECORDS_MAX || span.bytes > CATCH_UP_BYTES_MAX)
+    {
+        Step::Merge { bytes_max: FETCH_MERGE_BYTES }
+    } else {
+        Step::Records { bytes_max: usize::try_from(CATCH_UP_BYTES_MAX).unwrap_or(usize::MAX) }
+    }
+}
+
+/// Whether what is left can be left to the live stream.
+pub(crate) fn is_close(span: LogSpan) -> bool {
+    span.records <= CATCH_UP_RECORDS_MAX && span.bytes <= CATCH_UP_BYTES_MAX / 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    fn span(records: u64, bytes: u64, first_bytes: u64) -> Option<LogSpan> {
+        Some(LogSpan { records, bytes, first_bytes })
+    }
+
+    fn check(span: Option<LogSpan>, database_bytes: u64, expected: Step) {
+        let situation = Situation { span, database_bytes, pages_wanted: false };
+        assert_eq!(first_step(situation), expected, "{situation:?}");
+    }
+
+    #[test]
+    fn the_log_is_used_while_it_is_cheaper_than_the_pages() {
+        let records = Step::Records { bytes_max: 4 * 1024 * 1024 };
+        let merge = Step::Merge { bytes_max: 32 * MIB };
+        check(span(0, 0, 0), 0, Step::Done);
+        check(None, 100 * MIB, Step::Copy);
+        check(span(1, 4096, 4096), MIB, records);
+        check(span(256, MIB, 4096), MIB, records);
+        check(span(257, MIB, 4096), MIB, merge);
+        check(span(9, 5 * MIB, 4096), MIB, merge);
+        check(span(900, 63 * MIB, 4096), MIB, merge);
+        check(span(900, 65 * MIB, 4096), MIB, Step::Copy);
+        check(span(900, 900 * MIB, 4096), 1000 * MIB, merge);
+        check(span(900, 1001 * MIB, 4096), 1000 * MIB, Step::Copy);
+    }
+
+    #[test]
+    fn a_record_that_does_not_fit_in_memory_is_never_sent() {
+        check(span(1, 2000 * MIB, 2000 * MIB), 100_000 * MIB, Step::Copy);
+        check(span(1, 100 * MIB, 100 * MIB), 200 * MIB, Step::Copy);
+        check(span(1, 100 * MIB, 100 * MIB), 1000 * MIB, Step::Records { bytes_max: 4 << 20 });
+        // Merging would only copy it.
+        check(span(5, 60 * MIB, 40 * MIB), 1000 * MIB, Step::Records { bytes_max: 4 << 20 });
+    }
+
+    #[test]
+    fn damaged_pages_are_not_repaired_by_log() {
+        let situation = Situation { span: span(0, 0, 0), database_bytes: MIB, pages_wanted: true };
+        assert_eq!(first_step(situation), Step::Copy);
+    }
+}
