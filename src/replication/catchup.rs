@@ -3,7 +3,8 @@
 //! Pure. Asked again after every step, so each step is bounded and the whole can be resumed anywhere.
 
 use super::limits::{
-    CATCH_UP_BYTES_MAX, CATCH_UP_RECORDS_MAX, FETCH_MERGE_BYTES, LOG_BYTES_CHEAP, RECORD_BYTES_MAX,
+    CATCH_UP_BYTES_MAX, CATCH_UP_RECORDS_MAX, FETCH_MERGE_BYTES, LIVE_RECORD_BYTES_MAX,
+    LOG_BYTES_CHEAP, RECORD_BYTES_MAX,
 };
 use crate::database::LogSpan;
 
@@ -58,7 +59,7 @@ pub(crate) fn log_step(span: LogSpan) -> Step {
 
 /// Whether what is left can be left to the live stream.
 pub(crate) fn is_close(span: LogSpan) -> bool {
-    span.records <= CATCH_UP_RECORDS_MAX && span.bytes <= CATCH_UP_BYTES_MAX / 4
+    span.records <= CATCH_UP_RECORDS_MAX && span.bytes <= LIVE_RECORD_BYTES_MAX as u64
 }
 
 #[cfg(test)]
@@ -99,6 +100,15 @@ mod tests {
         check(span(1, 100 * MIB, 100 * MIB), 1000 * MIB, Step::Records { bytes_max: 4 << 20 });
         // Merging would only copy it.
         check(span(5, 60 * MIB, 40 * MIB), 1000 * MIB, Step::Records { bytes_max: 4 << 20 });
+    }
+
+    #[test]
+    fn what_is_left_is_small_enough_for_the_live_stream() {
+        let close = |records, bytes| is_close(span(records, bytes, bytes).unwrap());
+        assert!(close(0, 0));
+        assert!(close(1, MIB));
+        assert!(!close(1, MIB + 1), "the live stream would send the follower back");
+        assert!(!close(257, 4096));
     }
 
     #[test]

@@ -4,9 +4,14 @@
 
 use bytes::Bytes;
 use prost::Message as _;
-use tonic::{Code, Status};
+use std::pin::Pin;
 
-use super::error::{Malformed, Reason, Refusal};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Code, Status, Streaming};
+
+use super::error::{LinkError, Malformed, Reason, Refusal};
 use super::limits::{
     ENTRIES_PER_MESSAGE, FILTER_BYTES_MAX, FILTERS_MAX, SUMS_PER_MESSAGE, TEXT_BYTES_MAX,
 };
@@ -16,6 +21,12 @@ use super::message::{
 };
 use super::pb;
 use crate::types::{Checksum, ClusterId, DbId, DbName, Epoch, NodeId, PageNo, PageSize, Pos, Txid};
+
+/// A stream of checked messages from a peer.
+pub(super) type Incoming<T> = Pin<Box<dyn Stream<Item = Result<T, LinkError>> + Send>>;
+
+/// A stream of messages to a peer.
+pub(super) type Outgoing<Raw> = Pin<Box<dyn Stream<Item = Result<Raw, Status>> + Send>>;
 
 fn bounded(what: &'static str, count: usize, max: usize) -> Result<(), Malformed> {
     if count > max { Err(Malformed::TooMany { what, count, max }) } else { Ok(()) }
@@ -430,6 +441,8 @@ fn reason_out(reason: Reason) -> (pb::refusal::Reason, Code) {
         Reason::NoDatabase => (Raw::NoDatabase, Code::NotFound),
         Reason::Busy => (Raw::Busy, Code::ResourceExhausted),
         Reason::Stalled => (Raw::Stalled, Code::DeadlineExceeded),
+        Reason::Failed => (Raw::Failed, Code::Internal),
+        Reason::Stopping => (Raw::Stopping, Code::Unavailable),
     }
 }
 
@@ -447,6 +460,8 @@ fn reason(raw: i32) -> Option<Reason> {
         Raw::NoDatabase => Reason::NoDatabase,
         Raw::Busy => Reason::Busy,
         Raw::Stalled => Reason::Stalled,
+        Raw::Failed => Reason::Failed,
+        Raw::Stopping => Reason::Stopping,
     })
 }
 
@@ -457,6 +472,58 @@ impl From<Refusal> for Status {
             pb::Refusal { reason: reason.into(), primary: refusal.primary.unwrap_or_default() };
         Self::with_details(code, refusal.message, details.encode_to_vec().into())
     }
+}
+
+impl From<LinkError> for Status {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Refused(refusal) => refusal.into(),
+            LinkError::Lost(status) => *status,
+            LinkError::Closed
+            | LinkError::Silent(_)
+            | LinkError::Connect { .. }
+            | LinkError::OldEpoch { .. }
+            | LinkError::Join(_)
+            | LinkError::Catalog(_)
+            | LinkError::Stopping => Self::aborted(error.to_string()),
+        }
+    }
+}
+
+impl From<Status> for LinkError {
+    fn from(status: Status) -> Self {
+        match refusal(&status) {
+            Some(refusal) => Self::Refused(refusal),
+            None => Self::Lost(Box::new(status)),
+        }
+    }
+}
+
+/// What arrives, in our types.
+pub(super) fn incoming<Raw, T>(stream: Streaming<Raw>) -> Incoming<T>
+where
+    Raw: Send + 'static,
+    T: TryFrom<Raw, Error = Malformed> + 'static,
+{
+    Box::pin(stream.map(|message| Ok(T::try_from(message?)?)))
+}
+
+/// What leaves, in the generated types.
+pub(super) fn outgoing<Raw, T>(messages: mpsc::Receiver<Result<T, LinkError>>) -> Outgoing<Raw>
+where
+    T: Into<Raw> + Send + 'static,
+{
+    Box::pin(ReceiverStream::new(messages).map(|m| m.map(Into::into).map_err(Status::from)))
+}
+
+/// What we ask, in the generated types.
+pub(super) fn requests<Raw: 'static, T>(
+    messages: mpsc::Receiver<T>,
+) -> impl Stream<Item = Raw> + Send + 'static
+where
+    T: Into<Raw> + Send + 'static,
+{
+    ReceiverStream::new(messages).map(Into::into)
 }
 
 /// The refusal that a status carries, if it is one.

@@ -1,6 +1,9 @@
 //! Refusals and malformed messages.
 
-use crate::types::{ClusterId, NameError, NodeId};
+use std::time::Duration;
+
+use crate::database::OpError;
+use crate::types::{ClusterId, Epoch, NameError, NodeId};
 
 /// Why a call was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -25,6 +28,10 @@ pub enum Reason {
     Busy,
     /// The caller did not read for too long.
     Stalled,
+    /// The callee could not read its log or its pages.
+    Failed,
+    /// The callee is stopping.
+    Stopping,
 }
 
 impl Reason {
@@ -38,7 +45,9 @@ impl Reason {
             | Self::ProtocolError
             | Self::NoDatabase
             | Self::Busy
-            | Self::Stalled => false,
+            | Self::Stalled
+            | Self::Failed
+            | Self::Stopping => false,
         }
     }
 }
@@ -100,6 +109,14 @@ impl Refusal {
         )
     }
 
+    pub(crate) fn failed(error: &OpError) -> Self {
+        Self::new(Reason::Failed, format!("the primary could not read the database: {error}"))
+    }
+
+    pub(crate) fn stopping(me: &str) -> Self {
+        Self::new(Reason::Stopping, format!("node {me} is stopping"))
+    }
+
     pub(crate) fn not_primary(me: &str, primary: Option<String>) -> Self {
         let message = match &primary {
             Some(primary) => format!("node {me} is not the primary, {primary} is"),
@@ -133,6 +150,48 @@ pub(crate) enum Malformed {
 impl From<Malformed> for Refusal {
     fn from(error: Malformed) -> Self {
         Self::new(Reason::ProtocolError, format!("protocol error: {error}"))
+    }
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("the connection broke: {0}")]
+    Lost(#[source] Box<tonic::Status>),
+    #[error("the peer closed the stream")]
+    Closed,
+    #[error("the peer was silent for {0:?}")]
+    Silent(Duration),
+    #[error("connect to {address}")]
+    Connect {
+        address: String,
+        #[source]
+        source: tonic::transport::Error,
+    },
+    #[error("the primary's epoch is {theirs}, this node has seen {seen}")]
+    OldEpoch { theirs: Epoch, seen: Epoch },
+    #[error("keep the cluster's id")]
+    Join(#[source] std::io::Error),
+    #[error("bring the databases in line with the primary's")]
+    Catalog(#[source] OpError),
+    #[error("this node is stopping")]
+    Stopping,
+}
+
+impl From<Malformed> for LinkError {
+    fn from(error: Malformed) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
+impl From<tokio::task::JoinError> for LinkError {
+    fn from(error: tokio::task::JoinError) -> Self {
+        match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Self::Stopping,
+        }
     }
 }
 

@@ -68,6 +68,11 @@ impl Flow {
         self.takes(run).then(|| self.order(How::Best, Duration::ZERO))
     }
 
+    /// The pages are known to be damaged.
+    pub(crate) fn mend(&mut self) -> Option<Order> {
+        self.how.is_none().then(|| self.failed(Trouble::Mismatch))
+    }
+
     /// A live transaction could not be received.
     pub(crate) fn failed(&mut self, trouble: Trouble) -> Order {
         self.failures = self.failures.saturating_add(1);

@@ -4,7 +4,7 @@
 //! a beat once it has applied all positions that were reported up to that beat. No two clocks are compared.
 //! On the primary, [`CommitTimes`]: when the first transaction that a follower lacks was committed.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use super::limits::COMMIT_SAMPLES_MAX;
@@ -85,11 +85,6 @@ impl Levels {
         !reached.is_empty()
     }
 
-    /// Databases that the follower lacks something of.
-    pub(crate) fn behind(&self) -> impl Iterator<Item = DbId> {
-        self.targets.keys().copied()
-    }
-
     /// When the follower was last level, on the clock of [`Levels::beat`].
     pub(crate) fn level_at(&self) -> Option<Duration> {
         self.level_at
@@ -168,6 +163,12 @@ impl CommitTimes {
         self.samples.remove(&db);
     }
 
+    /// Only these databases are left.
+    pub(crate) fn retain(&mut self, known: &HashSet<DbId>) {
+        self.samples.retain(|db, _| known.contains(db));
+    }
+
+    /// Nobody follows.
     pub(crate) fn clear(&mut self) {
         self.samples.clear();
     }
@@ -233,7 +234,7 @@ mod tests {
         levels.beat(at(1));
         let other = Pos { checksum: Checksum::new(99), ..pos(5) };
         assert!(!levels.applied(A, other));
-        assert_eq!(levels.behind().collect::<Vec<_>>(), [A]);
+        assert!(!levels.is_level());
     }
 
     #[test]

@@ -154,6 +154,8 @@ fn refusals_survive_the_wire() {
         Reason::NoDatabase,
         Reason::Busy,
         Reason::Stalled,
+        Reason::Failed,
+        Reason::Stopping,
     ] {
         let sent = Refusal { reason, message: "because".to_owned(), primary: Some("a".to_owned()) };
         assert_eq!(refusal(&Status::from(sent.clone())), Some(sent));

@@ -1,0 +1,257 @@
+//! The replica's side: follows the primary.
+//!
+//! [`Follower::start`] keeps a connection to the primary up and brings this node's databases to where the
+//! primary's are. `node` starts it when this node is a replica and stops it before a promotion.
+//! Not here: applying (`store` does that when `receive` has put a transaction into the log).
+
+mod acks;
+mod dial;
+mod fetch;
+mod image;
+mod lanes;
+mod session;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use super::backoff::{exponential, jittered};
+use super::error::{LinkError, Refusal};
+use super::limits::{BACKOFF_MAX, BACKOFF_MIN, REFUSED_PAUSE};
+use super::membership::Membership;
+use crate::disk::clock;
+use crate::store::Store;
+use crate::types::{DbId, Epoch, NodeId};
+use acks::Acks;
+use fetch::Claims;
+use lanes::Lanes;
+
+pub use fetch::CopyProgress;
+
+/// How to follow.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FollowerOptions {
+    /// Where the primary may be, `http://host:port`; tried in turn.
+    pub addresses: Vec<String>,
+    /// Globs of the databases wanted; none means all.
+    pub filters: Vec<String>,
+    /// Where copies are kept while they are fetched; on the same file system as the databases.
+    pub tmp: PathBuf,
+}
+
+/// A connection to a primary.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Link {
+    /// Where it is.
+    pub address: String,
+    /// Its name.
+    pub primary: String,
+    /// Its id.
+    pub node: NodeId,
+    /// Its reign.
+    pub epoch: Epoch,
+    /// Since when: milliseconds since the Unix epoch.
+    pub since_ms: i64,
+}
+
+/// What a follower tells of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FollowingStatus {
+    /// The primary, while connected.
+    pub link: Option<Link>,
+    /// Why the last connection ended or could not be made; `None` while connected.
+    pub error: Option<String>,
+    /// How long ago this node was known to be level with the primary; `None` if never.
+    pub lag: Option<Duration>,
+    /// Copies under way.
+    pub copies: Vec<CopyProgress>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Arc<Store>,
+    me: Arc<Membership>,
+    options: FollowerOptions,
+    lanes: Arc<Lanes>,
+    acks: Arc<Acks>,
+    claims: Arc<Claims>,
+    copying: Arc<Mutex<HashMap<DbId, CopyProgress>>>,
+    /// Held while the set of databases is changed: by one session at a time.
+    catalog: Mutex<()>,
+    epoch: Mutex<Epoch>,
+    level_at: Mutex<Option<Duration>>,
+    link: Mutex<(Option<Link>, Option<String>)>,
+}
+
+impl Shared {
+    /// Refuses a primary of the past.
+    fn see_epoch(&self, theirs: Epoch) -> Result<(), LinkError> {
+        let mut seen = self.epoch.lock();
+        if theirs < *seen {
+            return Err(LinkError::OldEpoch { theirs, seen: *seen });
+        }
+        *seen = theirs;
+        Ok(())
+    }
+
+    fn connected(&self, link: Link) {
+        *self.link.lock() = (Some(link), None);
+    }
+}
+
+/// Follows a primary until stopped.
+#[derive(Debug)]
+pub struct Follower {
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Follower {
+    /// Starts on the current tokio runtime.
+    ///
+    /// # Errors
+    /// A thread could not be started, or the directory for copies could not be made.
+    pub fn start(
+        options: FollowerOptions,
+        me: Arc<Membership>,
+        store: Arc<Store>,
+    ) -> io::Result<Self> {
+        std::fs::create_dir_all(&options.tmp)?;
+        let acks = Arc::<Acks>::default();
+        let (lanes, threads) = Lanes::start(&store, &acks)?;
+        let epoch = store.databases().iter().map(|db| db.position().epoch).max();
+        let shared = Arc::new(Shared {
+            store,
+            me,
+            options,
+            lanes: Arc::new(lanes),
+            acks,
+            claims: Arc::default(),
+            copying: Arc::default(),
+            catalog: Mutex::new(()),
+            epoch: Mutex::new(epoch.unwrap_or(Epoch::ZERO)),
+            level_at: Mutex::default(),
+            link: Mutex::default(),
+        });
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(keep_following(Arc::clone(&shared), stopped));
+        Ok(Self { shared, stop, task, threads })
+    }
+
+    /// What it is doing.
+    #[must_use]
+    pub fn status(&self) -> FollowingStatus {
+        let (link, error) = self.shared.link.lock().clone();
+        let level_at = *self.shared.level_at.lock();
+        FollowingStatus {
+            link,
+            error,
+            lag: level_at.map(|at| clock::boottime().saturating_sub(at)),
+            copies: self.shared.copying.lock().values().cloned().collect(),
+        }
+    }
+
+    /// Ends the connection; what was received is taken into the logs, what was being taken is finished.
+    pub async fn stop(self) {
+        let Self { shared, stop, task, threads } = self;
+        stop.send_replace(true);
+        if let Err(error) = task.await
+            && error.is_panic()
+        {
+            error!("the follower's task has panicked");
+        }
+        shared.acks.stop();
+        // The threads end when the last lane is gone.
+        drop(shared);
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().filter_map(|thread| thread.join().err()).count()
+        });
+        match joined.await {
+            Ok(0) => (),
+            Ok(panics) => error!(panics, "threads of the follower have panicked"),
+            Err(error) => error!(%error, "wait for the follower's threads"),
+        }
+    }
+}
+
+async fn keep_following(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+    let mut failures = 0;
+    for address in shared.options.addresses.iter().cycle() {
+        let began = clock::boottime();
+        let ended = tokio::select! {
+            ended = Box::pin(session::follow(&shared, address)) => ended,
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        };
+        let was_connected = shared.link.lock().0.take().is_some();
+        if was_connected || clock::boottime().saturating_sub(began) > BACKOFF_MAX {
+            failures = 0;
+        }
+        let is_news = note(&shared, &ended);
+        if was_connected || is_news {
+            report(address, &ended);
+        }
+        let pause = match &ended {
+            LinkError::Refused(refusal) if refusal.reason.needs_a_person() => REFUSED_PAUSE,
+            _ => jittered(exponential(BACKOFF_MIN, BACKOFF_MAX, failures), rand::random()),
+        };
+        failures = failures.saturating_add(1);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => (),
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        }
+    }
+    error!("no address of a primary is configured: this node follows nobody");
+}
+
+/// Remembers why a connection ended; whether that is another reason than before.
+fn note(shared: &Shared, ended: &LinkError) -> bool {
+    let text = describe(ended);
+    let mut link = shared.link.lock();
+    let is_news = link.1.as_ref() != Some(&text);
+    link.1 = Some(text);
+    is_news
+}
+
+fn describe(ended: &LinkError) -> String {
+    let mut text = ended.to_string();
+    let mut cause = std::error::Error::source(ended);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Says once why a connection ended.
+fn report(address: &str, ended: &LinkError) {
+    match ended {
+        LinkError::Refused(Refusal { reason, message, .. }) if reason.needs_a_person() => {
+            error!(address, ?reason, "refused: {message}");
+        }
+        LinkError::Refused(Refusal { reason, message, .. }) => {
+            info!(address, ?reason, "refused: {message}");
+        }
+        LinkError::Join(_) | LinkError::Catalog(_) | LinkError::OldEpoch { .. } => {
+            error!(address, error = describe(ended), "cannot follow");
+        }
+        LinkError::Lost(_)
+        | LinkError::Closed
+        | LinkError::Silent(_)
+        | LinkError::Connect { .. }
+        | LinkError::Stopping => {
+            warn!(address, error = describe(ended), "no connection to the primary");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The gRPC service: who may call, then one task per stream.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::beat::Beats;
+use super::incoming::Connection;
+use super::live::{Live, positions};
+use super::peers::{Peer, Peers};
+use super::source::Source;
+use crate::disk::clock;
+use crate::replication::convert::{self, Incoming, Outgoing};
+use crate::replication::error::{LinkError, Malformed, Reason, Refusal};
+use crate::replication::limits::{CHUNKS_QUEUED, EVENTS_QUEUED, FETCHES_SERVED_MAX, HELLO_TIMEOUT};
+use crate::replication::link::receive;
+use crate::replication::membership::Membership;
+use crate::replication::message::{
+    Beat, Caller, FetchBegin, FetchChunk, FetchRequest, FollowEvent, FollowRequest,
+};
+use crate::replication::pb;
+use crate::replication::pb::replication_server::Replication;
+use crate::replication::view::Filter;
+use crate::store::{Role, Store};
+
+/// What all streams share.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) store: Arc<Store>,
+    pub(crate) me: Arc<Membership>,
+    pub(crate) peers: Arc<Peers>,
+    tasks: Mutex<JoinSet<()>>,
+    fetches: Arc<AtomicUsize>,
+}
+
+/// One of the fetches that are served.
+struct Ticket(Arc<AtomicUsize>);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Service {
+    pub(crate) fn new(store: Arc<Store>, me: Arc<Membership>) -> Self {
+        Self { store, me, peers: Arc::default(), tasks: Mutex::default(), fetches: Arc::default() }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// Takes the tasks, to await them.
+    pub(crate) fn take_tasks(&self) -> JoinSet<()> {
+        std::mem::take(&mut self.tasks.lock())
+    }
+
+    async fn begin_follow(
+        &self,
+        connection: Connection,
+        mut requests: Incoming<FollowRequest>,
+    ) -> Result<mpsc::Receiver<Result<FollowEvent, LinkError>>, LinkError> {
+        let FollowRequest::Hello { caller, filters } =
+            receive(&mut requests, HELLO_TIMEOUT).await?
+        else {
+            return Err(Malformed::Missing("the hello").into());
+        };
+        let welcome = self.me.admit(&caller, &self.store.role())?;
+        let filter = Filter::new(&filters)
+            .map_err(|error| Refusal::new(Reason::ProtocolError, error.to_string()))?;
+        let have = positions(&mut requests).await?;
+        let peer = Peer::new(caller, connection, clock::wall_ms(), filter);
+        let registration = self.peers.register(peer, Arc::clone(&self.store))?;
+        let (out, events) = mpsc::channel(EVENTS_QUEUED);
+        let live = Live::new(Arc::clone(&self.store), registration, welcome, &have, out);
+        self.spawn(live.run(requests));
+        Ok(events)
+    }
+
+    fn begin_beat(
+        &self,
+        caller: &Caller,
+    ) -> Result<mpsc::Receiver<Result<Beat, LinkError>>, Refusal> {
+        let welcome = self.me.admit(caller, &self.store.role())?;
+        let peer = self.peers.of_session(caller)?;
+        let (out, beats) = mpsc::channel(EVENTS_QUEUED);
+        self.spawn(Beats::new(Arc::clone(&self.store), peer, welcome.epoch).run(out));
+        Ok(beats)
+    }
+
+    async fn begin_fetch(
+        &self,
+        mut requests: Incoming<FetchRequest>,
+    ) -> Result<mpsc::Receiver<Result<FetchChunk, LinkError>>, LinkError> {
+        let FetchRequest::Begin(begin) = receive(&mut requests, HELLO_TIMEOUT).await? else {
+            return Err(Malformed::Missing("the begin").into());
+        };
+        self.me.admit(&begin.caller, &self.store.role())?;
+        let peer = self.peers.of_session(&begin.caller)?;
+        let db = self.wanted(&peer, &begin)?;
+        let ticket = Ticket(Arc::clone(&self.fetches));
+        if self.fetches.fetch_add(1, Ordering::Relaxed) >= FETCHES_SERVED_MAX {
+            let message = format!("{FETCHES_SERVED_MAX} fetches are being served");
+            return Err(Refusal::new(Reason::Busy, message).into());
+        }
+        let (out, chunks) = mpsc::channel(CHUNKS_QUEUED);
+        let source = Source { store: Arc::clone(&self.store), db, out };
+        self.spawn(async move {
+            let _ticket = ticket;
+            tokio::select! {
+                _ = peer.ended() => (),
+                () = source.run(begin, requests) => (),
+            }
+        });
+        Ok(chunks)
+    }
+
+    fn wanted(
+        &self,
+        peer: &Peer,
+        begin: &FetchBegin,
+    ) -> Result<Arc<crate::database::Database>, Refusal> {
+        let db = self.store.by_id(begin.db).filter(|db| peer.filter.wants(&db.name()));
+        db.ok_or_else(|| {
+            Refusal::new(Reason::NoDatabase, format!("there is no database {}", begin.db))
+        })
+    }
+}
+
+/// The service as tonic wants it.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle(pub(crate) Arc<Service>);
+
+#[tonic::async_trait]
+impl Replication for Handle {
+    type FollowStream = Outgoing<pb::FollowEvent>;
+    type HeartbeatStream = Outgoing<pb::Beat>;
+    type FetchStream = Outgoing<pb::FetchChunk>;
+
+    async fn follow(
+        &self,
+        request: Request<Streaming<pb::FollowRequest>>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let connection = request.extensions().get::<Connection>().cloned();
+        let connection = connection.ok_or_else(|| Status::internal("no connection"))?;
+        let requests = convert::incoming(request.into_inner());
+        let events = self.0.begin_follow(connection, requests).await?;
+        Ok(Response::new(convert::outgoing(events)))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<pb::HeartbeatRequest>,
+    ) -> Result<Response<Self::HeartbeatStream>, Status> {
+        let caller = convert::caller(request.into_inner().caller).map_err(Refusal::from)?;
+        let beats = self.0.begin_beat(&caller)?;
+        Ok(Response::new(convert::outgoing(beats)))
+    }
+
+    async fn fetch(
+        &self,
+        request: Request<Streaming<pb::FetchRequest>>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        let requests = convert::incoming(request.into_inner());
+        let chunks = self.0.begin_fetch(requests).await?;
+        Ok(Response::new(convert::outgoing(chunks)))
+    }
+}
+
+/// Whether a role is a primary's.
+pub(crate) fn is_primary(role: &Role) -> bool {
+    matches!(role, Role::Primary { .. })
+}
