@@ -91,7 +91,8 @@ impl Levels {
     }
 
     /// Whether everything that the newest beat reported is applied.
-    pub(crate) fn is_level(&self) -> bool {
+    #[cfg(test)]
+    fn is_level(&self) -> bool {
         self.beat > 0 && self.waiting.is_empty()
     }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::{info, warn};
 
@@ -171,9 +172,9 @@ impl Store {
         })
     }
 
-    /// On a replica: contact with the primary, for `.primary` and `.lag`. `level` means that every
-    /// position the primary reported is applied here.
-    pub fn heard_from_primary(&self, name: &str, level: bool) {
+    /// On a replica: contact with the primary, for `.primary` and `.lag`. `level_at` is when every
+    /// position that the primary had reported by then was applied here, on `clock::boottime`.
+    pub fn heard_from_primary(&self, name: &str, level_at: Option<Duration>) {
         let mut role = self.role.write();
         if let Role::Replica { primary } = &mut *role
             && primary.as_deref() != Some(name)
@@ -181,9 +182,8 @@ impl Store {
             *primary = Some(name.to_owned());
         }
         drop(role);
-        if level {
-            *self.level_at.lock() = Some(clock::boottime());
-        }
+        let mut level = self.level_at.lock();
+        *level = level_at.max(*level);
     }
 
     /// On a replica: the stream to the primary broke.

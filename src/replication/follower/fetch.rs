@@ -66,14 +66,10 @@ impl FetchError {
             Self::Link(_) | Self::CopyMustWait | Self::Gone => Trouble::Network,
             Self::Image(ImageError::Disk { .. }) => Trouble::Disk,
             Self::Image(ImageError::Stray | ImageError::Ltx(_)) => Trouble::Image,
-            Self::Install(error) if is_wrong_image(error) => Trouble::Image,
+            Self::Install(OpError::WrongImage { .. }) => Trouble::Image,
             Self::Install(_) => Trouble::Disk,
         }
     }
-}
-
-fn is_wrong_image(_error: &OpError) -> bool {
-    true
 }
 
 /// How far a copy is.

@@ -61,7 +61,6 @@ pub(crate) enum Event {
     },
     Fetched(Fetched),
     /// Its pages are known to be damaged.
-    #[allow(dead_code, reason = "sent once a database tells that it is quarantined")]
     Mend,
     Dropped,
 }
@@ -222,6 +221,10 @@ pub(crate) fn trouble(database: &Database, error: &ReceiveError) -> Trouble {
         }
         ReceiveError::Invalid { source, .. } => {
             error!(%db, error = %source, "a damaged change set: fetching again");
+            Trouble::Invalid
+        }
+        ReceiveError::NoChecksums(_) => {
+            error!(%db, %error, "fetching again");
             Trouble::Invalid
         }
         ReceiveError::ChecksumMismatch { .. } => {

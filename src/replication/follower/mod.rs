@@ -101,6 +101,14 @@ impl Shared {
         Ok(())
     }
 
+    /// The primary lives; this node was level with it at a time.
+    fn heard(&self, primary: &str, level_at: Option<Duration>) {
+        let mut known = self.level_at.lock();
+        *known = level_at.max(*known);
+        drop(known);
+        self.store.heard_from_primary(primary, level_at);
+    }
+
     fn connected(&self, link: Link) {
         *self.link.lock() = (Some(link), None);
     }

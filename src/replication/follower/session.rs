@@ -34,6 +34,9 @@ const QUIET: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Looking for applied positions gets rarer while nothing moves.
 const APPLIED_POLL_MAX: Duration = Duration::from_millis(100);
 
+/// How often databases are asked whether they are damaged.
+const MEND_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Marks the session as over however it ends.
 struct Over(Arc<Session>, Arc<Store>);
 
@@ -111,6 +114,29 @@ async fn try_follow(
         ended = take_beats(shared, &session, &primary, &welcome, &levels) => ended,
         ended = send_acks(shared, &session, &welcome, &levels) => ended,
         ended = fetcher.run(orders) => Err(ended),
+        ended = mend(shared, &session) => ended,
+    }
+}
+
+/// Has damaged databases fetched anew, also those that no transaction would find out about.
+async fn mend(
+    shared: &Arc<Shared>,
+    session: &Arc<Session>,
+) -> Result<std::convert::Infallible, LinkError> {
+    let mut interval = tokio::time::interval(MEND_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let store = Arc::clone(&shared.store);
+        let damaged = blocking(move || {
+            let databases = store.databases();
+            let damaged = databases.iter().filter(|db| db.needs_reseed());
+            damaged.filter_map(|db| db.id()).collect::<Vec<_>>()
+        });
+        for db in damaged.await? {
+            let session = Arc::clone(session);
+            shared.lanes.push(Item { session, db, event: Event::Mend }).await;
+        }
     }
 }
 
@@ -250,7 +276,7 @@ async fn take_beats(
     loop {
         let beat = receive(&mut beats, BEAT_TIMEOUT).await?;
         shared.see_epoch(beat.epoch)?;
-        let is_level = {
+        let level_at = {
             let mut levels = levels.lock();
             for (db, pos) in beat.databases {
                 levels.reported(db, pos);
@@ -265,10 +291,9 @@ async fn take_beats(
                 continue;
             }
             levels.beat(clock::boottime());
-            *shared.level_at.lock() = levels.level_at();
-            levels.is_level()
+            levels.level_at()
         };
-        shared.store.heard_from_primary(&welcome.name, is_level);
+        shared.heard(&welcome.name, level_at);
     }
 }
 
@@ -287,7 +312,7 @@ async fn send_acks(
             () = acks.news.notified() => poll = APPLIED_POLL,
             () = tokio::time::sleep(poll), if !unapplied.is_empty() => (),
         }
-        let (mut is_news, mut becomes_level) = (false, false);
+        let (mut is_news, mut level_at) = (false, None);
         for db in acks.unapplied() {
             let Some(database) = shared.store.by_id(db) else {
                 acks.dropped(db);
@@ -296,11 +321,12 @@ async fn send_acks(
             let applied = database.applied();
             is_news |= acks.applied(db, applied, applied == database.position());
             let mut levels = levels.lock();
-            becomes_level |= levels.applied(db, applied) && levels.is_level();
-            *shared.level_at.lock() = levels.level_at();
+            if levels.applied(db, applied) {
+                level_at = levels.level_at();
+            }
         }
-        if becomes_level {
-            shared.store.heard_from_primary(&welcome.name, true);
+        if level_at.is_some() {
+            shared.heard(&welcome.name, level_at);
         }
         poll = if is_news { APPLIED_POLL } else { (poll * 2).min(APPLIED_POLL_MAX) };
         loop {
