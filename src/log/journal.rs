@@ -58,6 +58,8 @@ pub struct SegmentSummary {
 /// Zeros written ahead of the records, by those who wait for the disk; see the table in `log`.
 const AHEAD_BYTES_MIN: u64 = 32 << 10;
 const AHEAD_BYTES_MAX: u64 = 4 * ZEROS.len() as u64;
+/// Closed segments that wait for a sync keep a descriptor each; beyond this the writer syncs them itself.
+const UNSYNCED_MAX: usize = 16;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// The log of one database. One writer; readers and the syncer work beside it.
@@ -285,6 +287,7 @@ impl Log {
     pub fn trim(&mut self, keep_after: Txid) -> Result<u64, LogError> {
         let mut freed = 0;
         loop {
+            let durable = self.sync.durable();
             let oldest = {
                 let mut index = self.shared.index.write();
                 let may_go = |closed: &Closed| closed.seal.position.txid <= Some(keep_after);
@@ -292,7 +295,7 @@ impl Log {
                     return Ok(freed);
                 };
                 // A segment that a crash brings back must be whole, or all behind it would be cut off.
-                if oldest.seal.position.txid > self.sync.durable().txid {
+                if oldest.seal.position.txid > durable.txid {
                     drop(index);
                     self.sync.sync()?;
                     continue;
@@ -316,7 +319,13 @@ impl Log {
         if self.end.at == RECORDS_AT {
             return Ok(());
         }
-        let timestamp_ms = self.shared.index.read().newest_timestamp_ms();
+        let (timestamp_ms, unsynced) = {
+            let index = self.shared.index.read();
+            (index.newest_timestamp_ms(), index.unsynced.len())
+        };
+        if unsynced >= UNSYNCED_MAX {
+            self.sync.sync()?;
+        }
         let history = self.end.segment.history;
         let id = SegmentId::new(history, rand::random(), self.end.position, timestamp_ms);
         let path = id.path(&self.shared.dir);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::journal::{End, Log};
 use super::reader::{Found, Place};
 use super::segment::{RECORDS_AT, SEAL_AT, SECTOR, SegmentId};
-use super::state::{Active, disk, open_segment};
+use super::state::{Active, Index, disk, open_segment};
 use super::{LogError, RecordInfo};
 use crate::disk::sync_dir;
 use crate::types::Pos;
@@ -22,8 +22,8 @@ struct Target {
 
 /// Removes the records behind `to`, which is not the log's end.
 ///
-/// The order matters: the seal that promises the records goes first and durably, then the index, so that
-/// readers begin again, then whole files from the newest on, then the tail of the one that stays. A
+/// The order matters: the index changes first, so that readers begin again and the syncer seals nothing;
+/// then the seal that promises the records goes, durably; then whole files from the newest on, then the tail of the one that stays. A
 /// crash in between leaves a log that ends at `to` or later, never one with a gap.
 pub(super) fn retract(log: &mut Log, to: Pos) -> Result<(), LogError> {
     let target = target(log, to)?;
@@ -36,7 +36,7 @@ pub(super) fn retract(log: &mut Log, to: Pos) -> Result<(), LogError> {
     } else {
         open_segment(&path).map(Arc::new).map_err(disk("open segment", &path))?
     };
-    let removed = {
+    let (removed, seal_goes) = {
         let mut index = shared.index.write();
         // A seal that the syncer writes from here on would be for an older generation: it does not.
         index.generation += 1;
@@ -52,24 +52,29 @@ pub(super) fn retract(log: &mut Log, to: Pos) -> Result<(), LogError> {
             index.active = active;
         }
         index.unsynced.retain(|unsynced| stays(unsynced.id.base) && unsynced.id != target.segment);
-        let active = &mut index.active;
+        let Index { active, position, last, dir_is_dirty, .. } = &mut *index;
         active.end = target.end;
         active.last_at = target.last.map_or(0, |(at, _)| at);
         active.marks.retain(|mark| mark.at < target.end);
         active.recent.clear();
-        index.position = to;
-        index.last = target.last.map(|(_, info)| info);
-        index.dir_is_dirty |= !removed.is_empty();
-        removed
+        *position = to;
+        *last = target.last.map(|(_, info)| info);
+        let seal_goes = active.sealed_to > target.end;
+        if seal_goes {
+            active.sealed_to = 0;
+        }
+        *dir_is_dirty |= !removed.is_empty();
+        (removed, seal_goes)
     };
     log.end =
         End { at: target.end, position: to, ..End::new(target.segment, Arc::clone(&file), to) };
     sync.retracted(to);
 
     let failed = || sync.fail(disk("remove records from segment", &path));
-    file.write_all_at(&[0; SECTOR], SEAL_AT).map_err(failed())?;
-    sync.fdatasync(&file).map_err(failed())?;
-    shared.index.write().active.sealed_to = 0;
+    if seal_goes {
+        file.write_all_at(&[0; SECTOR], SEAL_AT).map_err(failed())?;
+        sync.fdatasync(&file).map_err(failed())?;
+    }
     for segment in &removed {
         let path = segment.path(&shared.dir);
         fs::remove_file(&path).map_err(sync.fail(disk("remove segment", &path)))?;

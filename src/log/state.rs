@@ -3,6 +3,9 @@
 //! The writer changes the index after its bytes are in the file; readers and the syncer take what they
 //! need under the lock and do their I/O without it. Whoever did I/O compares the index's generation
 //! afterwards: if records were removed meanwhile, what it did counts for nothing.
+//!
+//! Lock order: the syncer's state, then the index; both are held for memory work, the index also while a
+//! seal of 512 bytes is written.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};

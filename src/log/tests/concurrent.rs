@@ -114,10 +114,19 @@ fn sync_covers_segments_that_were_closed_since() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     fill(&mut log, 40, 1000);
+    assert_eq!(log.syncer().durable(), Pos::ZERO, "nobody asked for durability");
     let closed = log.oldest_segments().count() as u64 - 1;
     let sync = log.syncer();
     assert_eq!(sync.sync().unwrap(), log.position());
     assert_eq!(sync.fdatasyncs(), closed + 1);
     sync.sync().unwrap();
     assert_eq!(sync.fdatasyncs(), closed + 1, "nothing new, nothing to do");
+}
+
+#[test]
+fn segments_that_nobody_syncs_do_not_pile_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
+    fill(&mut log, 400, 1000);
+    assert!(log.syncer().durable().txid_raw() > 200);
 }

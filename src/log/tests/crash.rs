@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use super::{ALL, SMALL, die, fill, read_all, segments};
+use super::{ALL, SMALL, die, fill, read_all, segments, tempdir};
 use crate::log::record::stored_bytes;
 use crate::log::segment::{RECORDS_AT, SECTOR};
 use crate::log::{Log, LogError, LogOptions, Read};
@@ -29,7 +29,7 @@ fn flip(path: &Path, bit: u64) {
 
 #[test]
 fn a_tail_torn_at_any_byte_is_cut_off() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let source = dir.path().join("source");
     let mut log = Log::create(&source, Pos::ZERO, BIG).unwrap();
     let records = fill(&mut log, 3, 75);
@@ -77,7 +77,7 @@ fn a_tail_torn_at_any_byte_is_cut_off() {
 fn a_later_record_does_not_come_back_behind_a_torn_one() {
     // The disk wrote the third record but not the second; a new second record of the same
     // length and content would make the third follow again.
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, BIG).unwrap();
     let records = fill(&mut log, 3, 200);
     die(log);
@@ -95,7 +95,7 @@ fn a_later_record_does_not_come_back_behind_a_torn_one() {
 
 #[test]
 fn a_flipped_bit_anywhere_is_never_read_as_a_record() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let source = dir.path().join("source");
     let mut log = Log::create(&source, Pos::ZERO, LogOptions { segment_bytes: 1800 }).unwrap();
     let records = fill(&mut log, 5, 123);
@@ -153,7 +153,7 @@ fn a_flipped_bit_anywhere_is_never_read_as_a_record() {
 
 #[test]
 fn damage_below_durable_records_is_told_from_a_torn_tail() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, BIG).unwrap();
     fill(&mut log, 2, 100);
     log.syncer().sync().unwrap();
@@ -170,7 +170,7 @@ fn damage_below_durable_records_is_told_from_a_torn_tail() {
 
 #[test]
 fn a_power_loss_keeps_what_was_synced() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let source = dir.path().join("source");
     let mut log = Log::create(&source, Pos::ZERO, SMALL).unwrap();
     let mut records = Vec::new();
@@ -227,7 +227,7 @@ fn a_power_loss_keeps_what_was_synced() {
 
 #[test]
 fn an_interrupted_reset_leaves_one_history() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     fill(&mut log, 20, 1000);
     log.syncer().sync().unwrap();
@@ -248,7 +248,7 @@ fn an_interrupted_reset_leaves_one_history() {
 #[test]
 fn records_of_another_segment_are_never_taken_for_this_ones() {
     // The same transactions, the same offsets, another segment: only the seed differs.
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));
     let mut log = Log::create(&one, Pos::ZERO, BIG).unwrap();
     let records = fill(&mut log, 4, 300);
@@ -267,7 +267,7 @@ fn records_of_another_segment_are_never_taken_for_this_ones() {
 
 #[test]
 fn an_unreadable_middle_segment_costs_only_what_is_before_it() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     let records = fill(&mut log, 40, 1000);
     log.syncer().sync().unwrap();
@@ -287,7 +287,7 @@ fn an_unreadable_middle_segment_costs_only_what_is_before_it() {
 
 #[test]
 fn a_log_without_a_readable_segment_is_refused_and_can_be_begun_again() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     fill(&mut log, 1, 10);
     drop(log);

@@ -1,11 +1,12 @@
 //! The disk is full.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use super::{ALL, fill, read_all, record};
-use crate::log::{Log, LogError, LogOptions};
-use crate::types::{Pos, Txid};
+use crate::log::{Log, LogError, LogOptions, PageSums, SumsError};
+use crate::types::{Checksum, PageNo, PageSize, Pos, Txid};
 
 /// A file system of 1 MiB.
 struct SmallDisk(tempfile::TempDir);
@@ -80,7 +81,35 @@ fn a_full_disk_leaves_the_log_usable_where_it_was() {
         fill(&mut log, 3, 400);
         log.syncer().sync().unwrap();
         drop(log);
-        std::fs::remove_dir_all(&dir).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
+
+#[test]
+fn page_sums_on_a_full_disk_can_be_flushed_later() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let page = |number| PageNo::new(number).unwrap();
+    let path = disk.path().join("sums");
+    let mut sums = PageSums::create(&path, PageSize::new(4096).unwrap()).unwrap();
+    sums.set(page(1), Checksum::new(1));
+    let flushed = Pos { txid: Some(Txid::FIRST), ..Pos::ZERO };
+    sums.flush(flushed).unwrap();
+    let ballast = disk.path().join("ballast");
+    fs::write(&ballast, vec![0; 900 << 10]).unwrap();
+    for number in 1..=100 * 511 {
+        sums.set(page(number), Checksum::new(u64::from(number) + 1));
+    }
+    let later = Pos { txid: Txid::new(2), ..Pos::ZERO };
+    assert!(matches!(sums.flush(later), Err(SumsError::Disk { .. })));
+    assert_eq!(sums.as_of(), flushed);
+    assert_eq!(PageSums::open(&path).unwrap().as_of(), flushed);
+    fs::remove_file(&ballast).unwrap();
+    sums.flush(later).unwrap();
+    let mut sums = PageSums::open(&path).unwrap();
+    assert_eq!(sums.as_of(), later);
+    for number in 1..=100 * 511 {
+        let expected = Some(Checksum::new(u64::from(number) + 1));
+        assert_eq!(sums.get(page(number)).unwrap(), expected);
     }
 }
 

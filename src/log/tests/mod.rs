@@ -18,6 +18,11 @@ pub(super) type Record = (RecordInfo, Bytes);
 pub(super) const SMALL: LogOptions = LogOptions { segment_bytes: 8 << 10 };
 pub(super) const ALL: usize = usize::MAX;
 
+/// A directory in memory where there is one: most tests need no disk, only files.
+pub(super) fn tempdir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// A record that follows `after`, its content and checksum made from `salt`.
 pub(super) fn record(after: Pos, ltx_bytes: usize, salt: u64) -> Record {
     let min = after.next_txid();
@@ -92,7 +97,7 @@ pub(super) fn die(log: Log) {
 
 #[test]
 fn a_new_log_holds_nothing_and_is_durable() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let path = dir.path().join("a/log");
     let base = Pos { epoch: Epoch::new(3), txid: Txid::new(9), checksum: Checksum::new(7) };
     let log = Log::create(&path, base, SMALL).unwrap();
@@ -112,7 +117,7 @@ fn a_new_log_holds_nothing_and_is_durable() {
 
 #[test]
 fn only_the_next_record_is_taken() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     let good = record(Pos::ZERO, 10, 1);
     log.append(&good.0, &good.1).unwrap();
@@ -136,7 +141,7 @@ fn only_the_next_record_is_taken() {
 
 #[test]
 fn a_record_of_many_transactions_is_one_step() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     let (mut info, ltx) = record(Pos::ZERO, 10, 1);
     info.max = Txid::new(5).unwrap();
@@ -152,7 +157,7 @@ fn a_record_of_many_transactions_is_one_step() {
 
 #[test]
 fn other_histories_and_the_future_are_gone() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     let records = fill(&mut log, 50, 500);
     let reader = log.reader();
@@ -170,7 +175,7 @@ fn other_histories_and_the_future_are_gone() {
 
 #[test]
 fn the_first_record_is_read_whole_however_long() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     let long = record(Pos::ZERO, 100_000, 1);
     log.append(&long.0, &long.1).unwrap();
@@ -189,7 +194,7 @@ fn the_first_record_is_read_whole_however_long() {
 
 #[test]
 fn trim_removes_whole_old_segments_only() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     let records = fill(&mut log, 40, 1000);
     let summaries: Vec<_> = log.oldest_segments().collect();
@@ -229,7 +234,7 @@ fn trim_removes_whole_old_segments_only() {
 
 #[test]
 fn retract_goes_back_over_segments_and_stays_back() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     let records = fill(&mut log, 40, 1000);
     log.syncer().sync().unwrap();
@@ -257,7 +262,7 @@ fn retract_goes_back_over_segments_and_stays_back() {
 
 #[test]
 fn reset_begins_a_new_history_even_at_the_same_transaction() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     let old = fill(&mut log, 20, 1000);
     let reader = log.reader();
@@ -275,7 +280,7 @@ fn reset_begins_a_new_history_even_at_the_same_transaction() {
 
 #[test]
 fn a_log_closed_in_order_is_durable_and_small_when_opened() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, LogOptions::default()).unwrap();
     fill(&mut log, 1, 100);
     log.syncer().sync().unwrap();
@@ -295,7 +300,7 @@ fn a_log_closed_in_order_is_durable_and_small_when_opened() {
 
 #[test]
 fn a_failed_fsync_is_final() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     fill(&mut log, 1, 100);
     let sync = log.syncer();

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{ALL, Record, SMALL, die, read_all, record};
+use super::{ALL, Record, SMALL, die, read_all, record, tempdir};
 use crate::log::{Log, Read};
 use crate::types::{Pos, Txid};
 
@@ -51,7 +51,7 @@ impl Model {
 }
 
 fn run(steps: &[Step]) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     let mut reader = log.reader();
     let mut model = Model { base: Pos::ZERO, records: Vec::new(), trimmed_to: None };

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt as _;
 
 use proptest::prelude::*;
 
+use super::tempdir;
 use crate::log::{PageSums, SumsError};
 use crate::types::{Checksum, Epoch, PageNo, PageSize, Pos, Txid};
 
@@ -24,7 +25,7 @@ fn size() -> PageSize {
 
 #[test]
 fn sums_survive_a_flush_and_nothing_else() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let path = dir.path().join("sums");
     let mut sums = PageSums::create(&path, size()).unwrap();
     assert_eq!((sums.as_of(), sums.pages(), sums.page_size()), (Pos::ZERO, 0, size()));
@@ -54,7 +55,7 @@ fn sums_survive_a_flush_and_nothing_else() {
 
 #[test]
 fn a_damaged_block_makes_its_pages_unknown_and_no_others() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let path = dir.path().join("sums");
     let mut sums = PageSums::create(&path, size()).unwrap();
     for number in 1..=1500 {
@@ -88,7 +89,7 @@ fn a_damaged_block_makes_its_pages_unknown_and_no_others() {
 
 #[test]
 fn a_block_in_another_blocks_place_is_damaged() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let path = dir.path().join("sums");
     let mut sums = PageSums::create(&path, size()).unwrap();
     sums.set(page(1), Checksum::new(1));
@@ -105,7 +106,7 @@ fn a_block_in_another_blocks_place_is_damaged() {
 
 #[test]
 fn a_torn_header_falls_back_to_the_one_before() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let path = dir.path().join("sums");
     let mut sums = PageSums::create(&path, size()).unwrap();
     for txid in 1..=4 {
@@ -135,7 +136,7 @@ fn a_torn_header_falls_back_to_the_one_before() {
 
 #[test]
 fn sums_of_pages_that_were_cut_off_do_not_come_back() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let path = dir.path().join("sums");
     let mut sums = PageSums::create(&path, size()).unwrap();
     for number in 1..=3000 {
@@ -162,7 +163,7 @@ fn sums_of_pages_that_were_cut_off_do_not_come_back() {
 
 #[test]
 fn memory_is_bounded_by_what_is_dirty() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempdir();
     let mut sums = PageSums::create(&dir.path().join("sums"), size()).unwrap();
     for number in (1..=511 * 1000).step_by(511) {
         sums.set(page(number), Checksum::new(u64::from(number)));
@@ -199,7 +200,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
     fn sums_do_what_a_vector_does(steps in prop::collection::vec(step(), 1..150)) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempdir();
         let path = dir.path().join("sums");
         let mut sums = PageSums::create(&path, size()).unwrap();
         let mut model: Vec<Option<Checksum>> = Vec::new();
