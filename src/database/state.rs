@@ -94,6 +94,10 @@ impl Tracked {
     pub(super) fn files(&mut self, shared: &Shared) -> Result<&mut Files, OpError> {
         if self.files.is_none() {
             let dir = Self::log_dir(shared, self.id);
+            if self.meta.clean.take().is_some() {
+                // From here on the file may change; what it looked like at the stop must not count any more.
+                self.meta.save(&dir).map_err(disk_error("write meta", &dir))?;
+            }
             let log = Log::open(&dir, shared.log)?;
             let sums = PageSums::open(&sums_path(&dir))?;
             self.files = Some(Files::new(log, sums));
