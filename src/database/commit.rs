@@ -9,7 +9,7 @@ use std::io;
 
 use super::state::Tracked;
 use super::{OpError, Shared};
-use crate::disk::clock;
+use crate::disk::{clock, fault};
 use crate::log::{RecordInfo, WalSpan};
 use crate::ltx::{self, Compressor, Encoder, Flags, Header, WalSource};
 use crate::types::{Checksum, DbName, PageNo, PageSize};
@@ -155,6 +155,7 @@ fn prepare_with(
         ltx_bytes: u32::try_from(buffer.len())
             .map_err(|_| OpError::TooLarge { db: name.clone(), bytes: buffer.len() as u64 })?,
     };
+    fault::fail("log-append").map_err(super::disk_error("append to log", &shared.logs))?;
     files.log.append(&info, buffer)?;
     Ok(Some(Prepared { info, sums, resets_sums }))
 }

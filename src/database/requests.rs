@@ -12,6 +12,7 @@ use super::commit::{self, Prepared, Transaction};
 use super::state::State;
 use super::{Database, Event, FileRole, OpError, OpenOutcome, Origin, disk_error};
 use crate::capture::{WalCapture, WalCommit, WalEvent};
+use crate::disk::fault;
 use crate::log::WalSpan;
 use crate::sqlite::{DatabaseHeader, Salts};
 use crate::types::{PageNo, PageSize};
@@ -222,7 +223,9 @@ impl Database {
             }
         };
         let result = match syncer {
-            Some(syncer) => syncer.sync().map(drop).map_err(OpError::Log),
+            Some(syncer) => fault::fail("log-sync")
+                .map_err(disk_error("sync log", &self.shared.logs))
+                .and_then(|()| syncer.sync().map(drop).map_err(OpError::Log)),
             None => file.sync_data().map_err(disk_error("sync file", self.name().as_path())),
         };
         result.inspect_err(|error| {
@@ -272,8 +275,9 @@ impl Database {
     ) -> Result<(), OpError> {
         let name = self.name();
         let read = |at: u64, buffer: &mut [u8]| file.read_exact_at(buffer, at);
-        let put = |wal: &mut WalCapture| {
-            file.write_all_at(data, offset)
+        let put = |wal: &mut WalCapture, place: &str| {
+            fault::fail(place)
+                .and_then(|()| file.write_all_at(data, offset))
                 .inspect_err(|_| wal.refused(offset))
                 .map_err(disk_error("write WAL", name.as_path()))
         };
@@ -281,9 +285,9 @@ impl Database {
         let event =
             state.wal.write(offset, data, &read).map_err(disk_error("read WAL", name.as_path()))?;
         let commit = match event {
-            WalEvent::None => return put(&mut state.wal),
+            WalEvent::None => return put(&mut state.wal, ""),
             WalEvent::Restarted => {
-                put(&mut state.wal)?;
+                put(&mut state.wal, "")?;
                 state.all_is_backfilled();
                 return Ok(());
             }
@@ -296,11 +300,14 @@ impl Database {
                 return Err(error);
             }
         };
-        if let Err(error) = put(&mut state.wal) {
+        fault::kill_daemon("kill-daemon-logged");
+        if let Err(error) = put(&mut state.wal, "wal-write") {
             self.cancel(state, prepared.is_some());
             return Err(error);
         }
         self.finish_wal(state, &commit, prepared);
+        fault::kill_daemon("kill-daemon-written");
+        fault::kill_requester("kill-writer");
         Ok(())
     }
 
@@ -423,9 +430,15 @@ impl Database {
                 return Err(OpError::Log(error));
             }
         }
+        if prepared.is_some() {
+            fault::kill_daemon("kill-daemon-logged");
+        }
         if let Err(error) = put() {
             self.cancel(state, prepared.is_some());
             return Err(error);
+        }
+        if prepared.is_some() {
+            fault::kill_daemon("kill-daemon-written");
         }
         state.rollback.finished();
         state.written_without_journal = false;

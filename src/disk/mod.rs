@@ -4,6 +4,7 @@
 
 pub mod clock;
 mod durable;
+pub mod fault;
 mod file;
 mod map;
 
