@@ -6,7 +6,7 @@ use std::thread;
 
 use parking_lot::Mutex;
 
-use super::{SMALL, fill, record};
+use super::{ALL, SMALL, die, fill, read_all, record};
 use crate::log::{Log, LogOptions, Read};
 use crate::types::Pos;
 
@@ -129,4 +129,37 @@ fn segments_that_nobody_syncs_do_not_pile_up() {
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     fill(&mut log, 400, 1000);
     assert!(log.syncer().durable().txid_raw() > 200);
+}
+
+#[test]
+fn a_sync_beside_a_retraction_promises_nothing_that_was_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
+    let sync = log.syncer();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    sync.sync().unwrap();
+                }
+            });
+        }
+        for round in 0..100_usize {
+            let before = log.position();
+            fill(&mut log, 1 + round % 25, 700);
+            if round % 3 > 0 {
+                log.retract(before).unwrap();
+            }
+            assert_eq!(sync.sync().unwrap(), log.position());
+            assert_eq!(sync.durable(), log.position());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let position = log.position();
+    let all = read_all(&log.reader(), Pos::ZERO, ALL).unwrap();
+    die(log);
+    let log = Log::open(dir.path(), SMALL).unwrap();
+    assert_eq!((log.position(), log.cut()), (position, None));
+    assert_eq!(read_all(&log.reader(), Pos::ZERO, ALL).unwrap(), all);
 }
