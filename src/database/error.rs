@@ -81,6 +81,9 @@ pub enum OpError {
     /// Not a database, or not one any more.
     #[error("{0}: not a tracked database")]
     NotTracked(DbName),
+    /// Durable records of the log are damaged.
+    #[error("{0}: records of its log that were durable are damaged: the disk is at fault")]
+    LogIsDamaged(DbName),
     /// Something did not happen in time.
     #[error("{db}: {step}: not within {seconds} s")]
     Timeout {
@@ -126,6 +129,7 @@ impl OpError {
             Self::TooLarge { .. } => libc::EFBIG,
             Self::Timeout { .. } => libc::EAGAIN,
             Self::NotTracked(_)
+            | Self::LogIsDamaged(_)
             | Self::Sums(_)
             | Self::SumUnknown { .. }
             | Self::Encode { .. }

@@ -61,8 +61,10 @@ impl Database {
             Ok(log) => log,
             Err(error) => return Ok(Recovered::Database(damaged(shared, id, name, meta, &error))),
         };
+        let mut log_is_damaged = false;
         if let Some(cut) = log.cut() {
-            warn!(db = %name, ?cut, "cut a torn tail off the log");
+            warn!(db = %name, ?cut, "cut a damaged tail off the log");
+            log_is_damaged = cut.was_durable;
         }
         let pos = log.position();
         let sums = PageSums::open(&sums_path(&dir));
@@ -106,7 +108,13 @@ impl Database {
             );
             return Ok(Recovered::Database(db));
         }
-        if !clean && let Err(error) = db.recover_files(owner, changed_offline) {
+        let recovered = match (clean, log_is_damaged, owner) {
+            (_, true, WalOwner::Daemon) => Err(OpError::LogIsDamaged(db.name())),
+            (_, true, WalOwner::Applications) => db.recover_without_log(),
+            (true, false, _) => Ok(()),
+            (false, false, _) => db.recover_files(owner, changed_offline),
+        };
+        if let Err(error) = recovered {
             let reseed = owner == WalOwner::Daemon;
             db.quarantine(&format!("recovery failed: {}", Chain(&error)), reseed);
         }
@@ -147,6 +155,47 @@ impl Database {
         self.publish(state);
         drop(guard);
         self.write_back_recovered()
+    }
+
+    /// Recovers as SQLite would, from the file, its journal and its WAL alone, because durable records of the log are
+    /// damaged. What differs from the rest of the log becomes a new transaction.
+    fn recover_without_log(&self) -> Result<(), OpError> {
+        let main = self.shared.files.join(self.name().as_path());
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        self.undo_hot_journal(state, &main)?;
+        self.copy_wal_back(state, &main)?;
+        remove_companions(&main)?;
+        state.wal.removed();
+        state.wal_is_known = true;
+        self.rebuild_sums(state, WalOwner::Applications)?;
+        state.applied = state.tracked.as_ref().map_or(Pos::ZERO, |tracked| tracked.pos);
+        state.all_is_backfilled();
+        self.publish(state);
+        drop(guard);
+        self.write_back_recovered()
+    }
+
+    /// Writes the committed pages of the WAL into the database file.
+    fn copy_wal_back(&self, state: &mut State, main: &Path) -> Result<(), OpError> {
+        let path = companion(main, "-wal");
+        let Ok(wal) = File::open(&path) else { return Ok(()) };
+        let fail = disk_error("read WAL", &path);
+        let len = wal.metadata().map_err(&fail)?.len();
+        let read = |at: u64, buffer: &mut [u8]| wal.read_exact_at(buffer, at);
+        let event = state.wal.resume(0, len, &read).map_err(&fail)?;
+        let (WalEvent::Commit(commit), Some(page_size)) = (event, state.wal.page_size()) else {
+            return Ok(());
+        };
+        let write = disk_error("copy WAL into database", main);
+        let file = OpenOptions::new().write(true).open(main).map_err(&write)?;
+        let mut image = vec![0; page_size.bytes()];
+        for (page, frame) in &commit.pages {
+            state.wal.read_image(*frame, &mut image, &read).map_err(&fail)?;
+            file.write_all_at(&image, page.offset(page_size)).map_err(&write)?;
+        }
+        let len = u64::from(commit.commit) * u64::from(page_size.get());
+        file.set_len(len).and_then(|()| file.sync_all()).map_err(&write)
     }
 
     /// Rolls a hot journal back. Returns whether the journal belongs to a transaction over several databases
