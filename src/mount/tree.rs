@@ -1,0 +1,262 @@
+//! The file system in its own words: from inode numbers to backing files.
+//!
+//! `fuse` turns requests into calls of this type; `names`, `files`, `attributes` and `listing` are its
+//! operations. FUSE threads run them; what may wait for more than a page of disk goes through [`Tree::wait`].
+//! Nothing here ever waits for work that goes through the mount, except on a worker.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use fuser::FileAttr;
+use rustix::fs::{Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::backing::{Backing, Directory};
+use super::errno::RequestError;
+use super::handles::{Handles, Open, OpenFd};
+use super::nodes::{Nodes, ROOT};
+use super::requests::Requests;
+use super::special::Special;
+use super::workers::Workers;
+use crate::client::Pool;
+use crate::database::Origin;
+use crate::store::Store;
+use crate::types::DbName;
+
+/// How long the kernel may remember names, absent names and attributes. Everything that changes goes
+/// through the mount, or is invalidated, so this is "for ever".
+pub(super) const TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How often a path is built anew when a directory above is being renamed at the same moment.
+const ATTEMPTS: usize = 100;
+
+/// Who sent a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) origin: Origin,
+}
+
+/// An answer to a look-up.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) attr: FileAttr,
+    pub(super) generation: u64,
+    pub(super) ttl: Duration,
+}
+
+/// A node found by one of its names.
+#[derive(Debug)]
+pub(super) struct Located<'a> {
+    pub(super) directory: Directory<'a>,
+    pub(super) name: OsString,
+    pub(super) stat: Stat,
+}
+
+/// A descriptor that leads to a node, for calls on its `/proc` path.
+#[derive(Debug)]
+pub(super) enum NodeFd<'a> {
+    Root(BorrowedFd<'a>),
+    Path(OwnedFd),
+    Open(OpenFd),
+}
+
+impl AsFd for NodeFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Root(fd) => *fd,
+            Self::Path(fd) => fd.as_fd(),
+            Self::Open(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// All state of a mount.
+#[derive(Debug)]
+pub(super) struct Tree {
+    pub(super) backing: Backing,
+    pub(super) nodes: Nodes,
+    pub(super) handles: Handles,
+    pub(super) store: Arc<Store>,
+    pub(super) workers: Workers,
+    pub(super) requests: Requests,
+    pool: Arc<Pool>,
+    waiting_inline: AtomicUsize,
+    waiting_inline_max: usize,
+}
+
+impl Tree {
+    pub(super) fn new(backing: Backing, store: Arc<Store>, pool: Arc<Pool>, threads: usize) -> Self {
+        Self {
+            backing,
+            nodes: Nodes::default(),
+            handles: Handles::default(),
+            store,
+            workers: Workers::default(),
+            requests: Requests::default(),
+            pool,
+            waiting_inline: AtomicUsize::new(0),
+            waiting_inline_max: threads / 2,
+        }
+    }
+
+    /// Who a request is from.
+    pub(super) fn caller(&self, request: &fuser::Request) -> Caller {
+        let origin = self.origin(request);
+        Caller { uid: request.uid(), gid: request.gid(), origin }
+    }
+
+    pub(super) fn origin(&self, request: &fuser::Request) -> Origin {
+        if self.pool.is_lane(request.pid()) { Origin::Daemon } else { Origin::Application }
+    }
+
+    /// Runs what may wait for a disk or a replica: on this thread while at least half of the FUSE threads
+    /// are left to serve others (a change of threads costs more than a short wait), otherwise on a worker.
+    pub(super) fn wait(self: &Arc<Self>, job: impl FnOnce(&Self) + Send + 'static) {
+        struct Waiting<'a>(&'a AtomicUsize);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let others = self.waiting_inline.fetch_add(1, Ordering::Relaxed);
+        let waiting = Waiting(&self.waiting_inline);
+        if others < self.waiting_inline_max {
+            job(self);
+            return;
+        }
+        drop(waiting);
+        self.wait_elsewhere(job);
+    }
+
+    /// Runs what may wait for work through the mount: never on a FUSE thread.
+    pub(super) fn wait_elsewhere(self: &Arc<Self>, job: impl FnOnce(&Self) + Send + 'static) {
+        let tree = Arc::clone(self);
+        self.workers.run(move || job(&tree));
+    }
+
+    /// A directory to work in.
+    pub(super) fn directory(&self, ino: u64) -> Result<Directory<'_>, RequestError> {
+        if ino == ROOT {
+            return Ok(self.backing.root_directory());
+        }
+        for _ in 0..ATTEMPTS {
+            let path = self.nodes.directory_path(ino).ok_or(RequestError::Stale)?;
+            match self.backing.directory(path, ino) {
+                Ok(directory) => return Ok(directory),
+                // A directory above is being renamed: its new name is about to be known.
+                Err(Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP) => {
+                    std::thread::yield_now();
+                }
+                Err(error) => return Err(RequestError::backing("open directory")(error)),
+            }
+        }
+        Err(RequestError::Stale)
+    }
+
+    /// A node by one of its names, checked; `None` if no name leads to it.
+    pub(super) fn locate(&self, ino: u64) -> Option<Located<'_>> {
+        for link in self.nodes.links(ino) {
+            let Ok(directory) = self.directory(link.parent) else { continue };
+            match directory.stat(&link.name) {
+                Ok(stat) if stat.st_ino == ino => {
+                    return Some(Located { directory, name: link.name, stat });
+                }
+                Ok(_) | Err(_) => (),
+            }
+        }
+        None
+    }
+
+    /// A descriptor that leads to a node: of the handle, by name, or of any handle.
+    pub(super) fn node_fd(&self, ino: u64, fh: Option<u64>) -> Result<NodeFd<'_>, RequestError> {
+        if ino == ROOT {
+            return Ok(NodeFd::Root(self.backing.root()));
+        }
+        if let Some(open) = fh.and_then(|fh| self.handles.get(fh)) {
+            match open {
+                Open::File(handle) => return Ok(NodeFd::Open(OpenFd::File(handle))),
+                Open::Directory(handle) => return Ok(NodeFd::Open(OpenFd::Directory(handle))),
+                Open::Special(_) => return Err(RequestError::Reserved),
+            }
+        }
+        for _ in 0..ATTEMPTS {
+            if let Some(Located { directory, name, .. }) = self.locate(ino) {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let fd = rustix::fs::openat(&directory, &name, flags, Mode::empty());
+                if let Ok(fd) = fd
+                    && rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_ino == ino)
+                {
+                    return Ok(NodeFd::Path(fd));
+                }
+            }
+            if let Some(fd) = self.handles.of_inode(ino) {
+                return Ok(NodeFd::Open(fd));
+            }
+            if self.nodes.links(ino).is_empty() {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        Err(RequestError::Stale)
+    }
+
+    /// Answers a look-up of something that is there.
+    pub(super) fn entry(&self, parent: u64, name: &OsStr, stat: &Stat) -> Result<Entry, RequestError> {
+        let attr = self.backing.attributes(stat)?;
+        let generation = self.nodes.remember(attr.ino.0, parent, name);
+        Ok(Entry { attr, generation, ttl: TTL })
+    }
+
+    /// Answers a look-up of a special file; `None` while it does not exist.
+    pub(super) fn special_entry(
+        &self,
+        special: &Special,
+        parent: u64,
+        name: &OsStr,
+    ) -> Result<Option<Entry>, RequestError> {
+        let Some(attr) = self.special_attributes(special)? else { return Ok(None) };
+        let generation = self.nodes.remember(attr.ino.0, parent, name);
+        Ok(Some(Entry { attr, generation, ttl: Duration::ZERO }))
+    }
+
+    /// Attributes of a special file; `None` while it does not exist.
+    pub(super) fn special_attributes(&self, special: &Special) -> Result<Option<FileAttr>, RequestError> {
+        let root = rustix::fs::fstat(self.backing.root())
+            .map_err(RequestError::backing("read attributes of the root"))?;
+        Ok(special.attributes(&self.store, &self.backing, &root))
+    }
+
+    /// The special file that the kernel knows by a number.
+    pub(super) fn special_node(&self, ino: u64) -> Result<Special, RequestError> {
+        for link in self.nodes.links(ino) {
+            let Some(parent) = self.nodes.directory_path(link.parent) else { continue };
+            let path = super::backing::child_path(&parent, &link.name)?;
+            if let Some(special) = Special::named(&self.store, parent.is_empty(), &path) {
+                return Ok(special);
+            }
+        }
+        Err(RequestError::Stale)
+    }
+
+    /// Refuses a name that belongs to a special file, whether that exists now or not.
+    pub(super) fn refuse_reserved(&self, directory: &Directory<'_>, path: &DbName) -> Result<(), RequestError> {
+        match Special::named(&self.store, directory.is_root(), path) {
+            Some(_) => Err(RequestError::Reserved),
+            None => Ok(()),
+        }
+    }
+
+    /// The session is over: whatever is still open will not be released by a request any more.
+    pub(super) fn close(&self) {
+        for open in self.handles.drain() {
+            if let Open::File(handle) = open {
+                handle.db.release(handle.role, handle.origin, handle.is_writable);
+            }
+        }
+    }
+}
