@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,7 +25,6 @@ use crate::types::DbName;
 #[derive(Debug)]
 pub(super) struct Backing {
     root: OwnedFd,
-    path: PathBuf,
     device: u64,
     root_ino: u64,
     has_openat2: AtomicBool,
@@ -92,7 +91,6 @@ impl Backing {
         let stat = rustix::fs::fstat(&root)?;
         Ok(Self {
             root,
-            path: path.to_owned(),
             device: stat.st_dev,
             root_ino: stat.st_ino,
             has_openat2: AtomicBool::new(true),
@@ -103,11 +101,6 @@ impl Backing {
     /// The root's descriptor.
     pub(super) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
-    }
-
-    /// Where the root is, for messages.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The root as a directory to work in.

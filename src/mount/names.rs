@@ -5,7 +5,6 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use fuser::RenameFlags;
@@ -210,11 +209,6 @@ impl Tree {
             return Ok(self.store.unlink(&path, caller.origin, &mut remove)?);
         }
         remove().map_err(RequestError::backing("remove name"))
-    }
-
-    /// Whether removing this name may commit a transaction.
-    pub(super) fn is_journal_name(name: &OsStr) -> bool {
-        name.as_bytes().ends_with(b"-journal")
     }
 
     pub(super) fn rmdir(&self, parent: u64, name: &OsStr) -> Result<(), RequestError> {
