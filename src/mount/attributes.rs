@@ -94,7 +94,8 @@ impl Tree {
     }
 
     pub(super) fn statfs(&self) -> Result<StatVfs, RequestError> {
-        rustix::fs::fstatvfs(self.backing.root()).map_err(RequestError::backing("read file system size"))
+        rustix::fs::fstatvfs(self.backing.root())
+            .map_err(RequestError::backing("read file system size"))
     }
 
     pub(super) fn setxattr(
@@ -122,9 +123,16 @@ impl Tree {
             .map_err(RequestError::backing("remove extended attribute"))
     }
 
-    pub(super) fn getxattr(&self, ino: u64, name: &OsStr, size: u32) -> Result<Xattr, RequestError> {
+    pub(super) fn getxattr(
+        &self,
+        ino: u64,
+        name: &OsStr,
+        size: u32,
+    ) -> Result<Xattr, RequestError> {
         if is_special_ino(ino) {
-            return Err(RequestError::backing("read extended attribute")(rustix::io::Errno::NODATA));
+            return Err(RequestError::backing("read extended attribute")(
+                rustix::io::Errno::NODATA,
+            ));
         }
         let fd = self.node_fd(ino, None)?;
         let path = proc_path(&fd);

@@ -99,7 +99,10 @@ impl RequestError {
 
     /// Whether a person should look: the disk is full or broken. Everything else is an ordinary answer.
     pub(super) fn is_serious(&self) -> bool {
-        matches!(self.errno().code(), libc::EIO | libc::ENOSPC | libc::EDQUOT | libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+        matches!(
+            self.errno().code(),
+            libc::EIO | libc::ENOSPC | libc::EDQUOT | libc::EMFILE | libc::ENFILE | libc::ENOMEM
+        )
     }
 }
 
@@ -111,7 +114,10 @@ mod tests {
     fn the_errno_table() {
         let name = DbName::new(b"a.db").unwrap();
         let cases = [
-            (RequestError::backing("read file")(io::Error::from_raw_os_error(libc::ENOSPC)), libc::ENOSPC),
+            (
+                RequestError::backing("read file")(io::Error::from_raw_os_error(libc::ENOSPC)),
+                libc::ENOSPC,
+            ),
             (RequestError::backing("read file")(io::Error::other("no number")), libc::EIO),
             (RequestError::Op(OpError::NotPrimary(name.clone())), libc::EROFS),
             (RequestError::Op(OpError::Quarantined(name.clone())), libc::EIO),

@@ -226,7 +226,12 @@ impl Tree {
     }
 
     /// Fills `buffer`; returns how much there was before the end of the file.
-    pub(super) fn read(&self, fh: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, RequestError> {
+    pub(super) fn read(
+        &self,
+        fh: u64,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, RequestError> {
         match self.handles.get(fh).ok_or(RequestError::BadHandle)? {
             Open::File(handle) => {
                 read_full(&handle.file, offset, buffer).map_err(RequestError::backing("read file"))
@@ -288,7 +293,8 @@ impl Tree {
 
     /// Whether this change of length may commit a transaction or needs a file opened for it.
     pub(super) fn may_wait_for_length(&self, fh: Option<u64>) -> bool {
-        fh.and_then(|fh| self.handles.file(fh)).is_none_or(|handle| handle.role == FileRole::Journal)
+        fh.and_then(|fh| self.handles.file(fh))
+            .is_none_or(|handle| handle.role == FileRole::Journal)
     }
 
     /// Sets a file's length, through the handle if there is one.
@@ -340,7 +346,8 @@ impl Tree {
             return Err(RequestError::FallocateDatabase(handle.db.name()));
         }
         let end = offset.checked_add(length).ok_or(RequestError::Invalid)?;
-        rustix::fs::fallocate(&handle.file, FallocateFlags::KEEP_SIZE, offset, length).map_err(step)?;
+        rustix::fs::fallocate(&handle.file, FallocateFlags::KEEP_SIZE, offset, length)
+            .map_err(step)?;
         if flags.is_empty() && end > self.length(&handle)? {
             handle.db.set_len(handle.role, handle.origin, &handle.file, end)?;
         }
@@ -355,10 +362,8 @@ impl Tree {
     /// Finds data or a hole.
     pub(super) fn seek(&self, fh: u64, offset: i64, whence: i32) -> Result<i64, RequestError> {
         let handle = self.handles.file(fh).ok_or(RequestError::BadHandle)?;
-        let from = u64::try_from(offset).map_err(|_| RequestError::Backing {
-            step: "seek",
-            source: Errno::NXIO.into(),
-        })?;
+        let from = u64::try_from(offset)
+            .map_err(|_| RequestError::Backing { step: "seek", source: Errno::NXIO.into() })?;
         // The descriptor's position moves, which nobody uses.
         let to = match whence {
             libc::SEEK_DATA => rustix::fs::SeekFrom::Data(from),

@@ -75,7 +75,12 @@ impl Tree {
         }
     }
 
-    fn reply_entry(&self, kind: RequestKind, result: Result<Entry, RequestError>, reply: ReplyEntry) {
+    fn reply_entry(
+        &self,
+        kind: RequestKind,
+        result: Result<Entry, RequestError>,
+        reply: ReplyEntry,
+    ) {
         match result {
             Ok(Entry { attr, generation, ttl }) => {
                 reply.entry(&ttl, &attr, Generation(generation));
@@ -96,7 +101,12 @@ impl Tree {
         }
     }
 
-    fn reply_xattr(&self, kind: RequestKind, result: Result<Xattr, RequestError>, reply: ReplyXattr) {
+    fn reply_xattr(
+        &self,
+        kind: RequestKind,
+        result: Result<Xattr, RequestError>,
+        reply: ReplyXattr,
+    ) {
         match result {
             Ok(Xattr::Size(size)) => reply.size(size),
             Ok(Xattr::Data(data)) => reply.data(&data),
@@ -355,7 +365,10 @@ impl Filesystem for Fuse {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.serve(RequestKind::Open, |tree| match tree.open(ino.0, flags, tree.caller(request)) {
             Ok(Opened::Special(fh)) => {
-                reply.opened(FileHandle(fh), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
+                reply.opened(
+                    FileHandle(fh),
+                    FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
+                );
             }
             Ok(Opened::File(pending)) => {
                 let flags = file_flags(pending.is_read_only());
@@ -383,7 +396,13 @@ impl Filesystem for Fuse {
                 Ok((Entry { attr, generation, ttl }, pending)) => {
                     let flags = file_flags(pending.is_read_only());
                     tree.answer_open(pending, move |tree, result| match result {
-                        Ok(fh) => reply.created(&ttl, &attr, Generation(generation), FileHandle(fh), flags),
+                        Ok(fh) => reply.created(
+                            &ttl,
+                            &attr,
+                            Generation(generation),
+                            FileHandle(fh),
+                            flags,
+                        ),
                         Err(error) => {
                             // The kernel does not learn of the entry.
                             tree.nodes.forget(attr.ino.0, 1);
@@ -590,7 +609,14 @@ impl Filesystem for Fuse {
         });
     }
 
-    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         self.serve(RequestKind::Getxattr, |tree| {
             tree.reply_xattr(RequestKind::Getxattr, tree.getxattr(ino.0, name, size), reply);
         });
@@ -659,7 +685,14 @@ impl Filesystem for Fuse {
         self.serve(RequestKind::Other, |_| reply.error(RequestError::LeftToKernel.errno()));
     }
 
-    fn bmap(&self, _request: &Request, _ino: INodeNo, _blocksize: u32, _idx: u64, reply: ReplyBmap) {
+    fn bmap(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _blocksize: u32,
+        _idx: u64,
+        reply: ReplyBmap,
+    ) {
         self.serve(RequestKind::Other, |_| reply.error(RequestError::LeftToKernel.errno()));
     }
 

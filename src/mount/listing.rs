@@ -74,8 +74,7 @@ impl Tree {
             attr.ino = INodeNo(listed.ino);
             return Some(Entry { attr, generation: 0, ttl: super::tree::TTL });
         }
-        let stat =
-            rustix::fs::statat(&handle.fd, &listed.name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        let stat = rustix::fs::statat(&handle.fd, &listed.name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
         self.entry(handle.ino, &listed.name, &stat).ok()
     }
 

@@ -69,7 +69,9 @@ pub struct MountOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
     /// No FUSE in the kernel or in the container.
-    #[error("/dev/fuse is missing: run 'modprobe fuse', or start the container with '--device /dev/fuse --cap-add SYS_ADMIN'")]
+    #[error(
+        "/dev/fuse is missing: run 'modprobe fuse', or start the container with '--device /dev/fuse --cap-add SYS_ADMIN'"
+    )]
     NoFuse,
     /// The device is there but cannot be opened.
     #[error("open /dev/fuse")]
@@ -386,7 +388,8 @@ fn invalidate(tree: &Tree, notifier: &Notifier, name: &DbName) -> io::Result<()>
     let parent = if parent.as_os_str().is_empty() {
         nodes::ROOT
     } else {
-        match rustix::fs::statat(tree.backing.root(), parent, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+        match rustix::fs::statat(tree.backing.root(), parent, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        {
             Ok(stat) => tree.backing.known_as(stat.st_ino),
             // Without the directory the kernel knows nothing in it.
             Err(_) => return Ok(()),

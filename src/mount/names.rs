@@ -195,7 +195,12 @@ impl Tree {
         self.entry(parent, name, &stat)
     }
 
-    pub(super) fn unlink(&self, parent: u64, name: &OsStr, caller: Caller) -> Result<(), RequestError> {
+    pub(super) fn unlink(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        caller: Caller,
+    ) -> Result<(), RequestError> {
         let directory = self.directory(parent)?;
         let path = directory.child(name)?;
         let stat = self.stat_to_remove(&directory, name, &path)?;
@@ -236,7 +241,9 @@ impl Tree {
         }
         match directory.stat(name) {
             Ok(_) if is_root_special => Err(RequestError::backing("look up name")(Errno::NOENT)),
-            Err(Errno::NOENT) if special.is_some() && !is_root_special => Err(RequestError::Reserved),
+            Err(Errno::NOENT) if special.is_some() && !is_root_special => {
+                Err(RequestError::Reserved)
+            }
             result => result.map_err(RequestError::backing("look up name")),
         }
     }

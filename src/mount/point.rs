@@ -49,7 +49,8 @@ impl MountPoint {
         let data = files.parent().unwrap_or(files);
         let data = fs::canonicalize(data).unwrap_or_else(|_| data.to_owned());
         let source = format!("weir:{}", data.display());
-        let path = absolute(path).map_err(|source| MountError::Point { path: path.to_owned(), source })?;
+        let path =
+            absolute(path).map_err(|source| MountError::Point { path: path.to_owned(), source })?;
         let point = Self { path, source };
         point.clear()?;
         let failed = |source| MountError::Point { path: point.path.clone(), source };
@@ -95,7 +96,9 @@ impl MountPoint {
     pub(super) fn mount(&self, allow_other: bool) -> Result<OwnedFd, MountError> {
         let device = match File::options().read(true).write(true).open("/dev/fuse") {
             Ok(device) => Some(OwnedFd::from(device)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(MountError::NoFuse),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(MountError::NoFuse);
+            }
             // fusermount3 may open it for us.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
             Err(source) => return Err(MountError::Device { source }),
@@ -105,7 +108,10 @@ impl MountPoint {
                 Ok(()) => return Ok(device),
                 Err(Errno::PERM) => (),
                 Err(error) => {
-                    return Err(MountError::Mount { path: self.path.clone(), source: error.into() });
+                    return Err(MountError::Mount {
+                        path: self.path.clone(),
+                        source: error.into(),
+                    });
                 }
             }
         }
@@ -155,7 +161,9 @@ impl MountPoint {
             .spawn();
         let mut helper = match spawned {
             Ok(helper) => helper,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(MountError::NoHelper),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(MountError::NoHelper);
+            }
             Err(source) => return Err(failed(source)),
         };
         let received = receive_descriptor(&ours);
@@ -181,7 +189,8 @@ impl MountPoint {
 
     /// Whether our mount is still there.
     pub(super) fn is_mounted(&self) -> bool {
-        top_mount(&self.path).is_some_and(|mounted| mounted.source.as_bytes() == self.source.as_bytes())
+        top_mount(&self.path)
+            .is_some_and(|mounted| mounted.source.as_bytes() == self.source.as_bytes())
     }
 }
 
@@ -320,7 +329,8 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
         return Err(io::ErrorKind::InvalidData.into());
     }
     // SAFETY: the data of an SCM_RIGHTS header is at least one descriptor, which now belongs to us alone.
-    let fd = unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned()) };
+    let fd =
+        unsafe { OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<i32>().read_unaligned()) };
     Ok(fd)
 }
 
@@ -346,7 +356,8 @@ pub(super) fn holders(point: &Path) -> Vec<String> {
 }
 
 fn holds(process: &Path, point: &Path) -> bool {
-    let leads_below = |link: PathBuf| fs::read_link(link).is_ok_and(|target| target.starts_with(point));
+    let leads_below =
+        |link: PathBuf| fs::read_link(link).is_ok_and(|target| target.starts_with(point));
     if leads_below(process.join("cwd")) || leads_below(process.join("root")) {
         return true;
     }
@@ -400,7 +411,8 @@ mod tests {
         let inside = data.path().join("files/mnt");
         let error = MountPoint::prepare(&inside, &data.path().join("files")).unwrap_err();
         assert!(matches!(error, MountError::Overlap { .. }), "{error}");
-        let error = MountPoint::prepare(Path::new("/proc"), &data.path().join("files")).unwrap_err();
+        let error =
+            MountPoint::prepare(Path::new("/proc"), &data.path().join("files")).unwrap_err();
         assert!(matches!(error, MountError::Occupied { .. }), "{error}");
     }
 }

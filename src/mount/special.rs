@@ -76,15 +76,23 @@ impl Special {
     }
 
     /// Attributes; `None` while the file does not exist. `root` gives owner and group.
-    pub(super) fn attributes(&self, store: &Store, backing: &Backing, root: &Stat) -> Option<FileAttr> {
+    pub(super) fn attributes(
+        &self,
+        store: &Store,
+        backing: &Backing,
+        root: &Stat,
+    ) -> Option<FileAttr> {
         let text = self.text(store)?;
         let (ino, mtime) = match self {
             Self::Primary => (PRIMARY_INO, Duration::ZERO),
             Self::Lag => (LAG_INO, Duration::ZERO),
             Self::Position(name) => {
-                let main = rustix::fs::statat(backing.root(), name.as_path(), AtFlags::SYMLINK_NOFOLLOW).ok()?;
+                let main =
+                    rustix::fs::statat(backing.root(), name.as_path(), AtFlags::SYMLINK_NOFOLLOW)
+                        .ok()?;
                 let wal = name.with_suffix("-wal").and_then(|wal| {
-                    rustix::fs::statat(backing.root(), wal.as_path(), AtFlags::SYMLINK_NOFOLLOW).ok()
+                    rustix::fs::statat(backing.root(), wal.as_path(), AtFlags::SYMLINK_NOFOLLOW)
+                        .ok()
                 });
                 // The nanoseconds come from the transaction number: two commits within one tick of the
                 // file system's clock must not leave the same time.

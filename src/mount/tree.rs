@@ -90,7 +90,12 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    pub(super) fn new(backing: Backing, store: Arc<Store>, pool: Arc<Pool>, threads: usize) -> Self {
+    pub(super) fn new(
+        backing: Backing,
+        store: Arc<Store>,
+        pool: Arc<Pool>,
+        threads: usize,
+    ) -> Self {
         Self {
             backing,
             nodes: Nodes::default(),
@@ -206,7 +211,12 @@ impl Tree {
     }
 
     /// Answers a look-up of something that is there.
-    pub(super) fn entry(&self, parent: u64, name: &OsStr, stat: &Stat) -> Result<Entry, RequestError> {
+    pub(super) fn entry(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        stat: &Stat,
+    ) -> Result<Entry, RequestError> {
         let attr = self.backing.attributes(stat)?;
         let generation = self.nodes.remember(attr.ino.0, parent, name);
         Ok(Entry { attr, generation, ttl: TTL })
@@ -225,7 +235,10 @@ impl Tree {
     }
 
     /// Attributes of a special file; `None` while it does not exist.
-    pub(super) fn special_attributes(&self, special: &Special) -> Result<Option<FileAttr>, RequestError> {
+    pub(super) fn special_attributes(
+        &self,
+        special: &Special,
+    ) -> Result<Option<FileAttr>, RequestError> {
         let root = rustix::fs::fstat(self.backing.root())
             .map_err(RequestError::backing("read attributes of the root"))?;
         Ok(special.attributes(&self.store, &self.backing, &root))
@@ -244,7 +257,11 @@ impl Tree {
     }
 
     /// Refuses a name that belongs to a special file, whether that exists now or not.
-    pub(super) fn refuse_reserved(&self, directory: &Directory<'_>, path: &DbName) -> Result<(), RequestError> {
+    pub(super) fn refuse_reserved(
+        &self,
+        directory: &Directory<'_>,
+        path: &DbName,
+    ) -> Result<(), RequestError> {
         match Special::named(&self.store, directory.is_root(), path) {
             Some(_) => Err(RequestError::Reserved),
             None => Ok(()),

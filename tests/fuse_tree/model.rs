@@ -7,7 +7,9 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, RenameFlags, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, Mode, RenameFlags, Timespec, Timestamps, XattrFlags,
+};
 
 use crate::serve::Served;
 
@@ -65,7 +67,8 @@ enum Op {
 
 fn random_op(random: &mut Random) -> Op {
     let path = |random: &mut Random| {
-        Path::new(DIRECTORIES[random.below(DIRECTORIES.len())]).join(NAMES[random.below(NAMES.len())])
+        Path::new(DIRECTORIES[random.below(DIRECTORIES.len())])
+            .join(NAMES[random.below(NAMES.len())])
     };
     let directory = |random: &mut Random| PathBuf::from(DIRECTORIES[1 + random.below(4)]);
     let data = |random: &mut Random| {
@@ -346,7 +349,11 @@ fn errno(result: io::Result<String>) -> Result<String, i32> {
 }
 
 /// fallocate of a file whose name looks like a database's companion is limited on purpose.
-fn is_allowed_difference(op: &Op, plain: &Result<String, i32>, mounted: &Result<String, i32>) -> bool {
+fn is_allowed_difference(
+    op: &Op,
+    plain: &Result<String, i32>,
+    mounted: &Result<String, i32>,
+) -> bool {
     matches!(op, Op::HeldFallocate(..)) && plain.is_ok() && *mounted == Err(libc::EOPNOTSUPP)
 }
 

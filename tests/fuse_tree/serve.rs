@@ -46,19 +46,15 @@ pub(crate) fn open_store(data: &Path) -> Arc<Store> {
         data: data.to_owned(),
         node: NodeId::new(1),
         replica_writes: ReplicaWrites::Busy,
-        retention: Retention {
-            age: Duration::from_secs(3600),
-            bytes: 1 << 30,
-            bytes_max: 1 << 32,
-        },
+        retention: Retention { age: Duration::from_secs(3600), bytes: 1 << 30, bytes_max: 1 << 32 },
     })
     .unwrap();
     store.set_role(Role::Primary { epoch: Epoch::new(1) });
     store
 }
 
-pub(crate) fn pool() -> Arc<Pool> {
-    Arc::new(Pool {})
+pub(crate) fn pool(mount: &Path) -> Arc<Pool> {
+    Arc::new(Pool::start(mount.to_owned(), 1).unwrap())
 }
 
 pub(crate) fn options(mount: &Path) -> MountOptions {
@@ -68,7 +64,7 @@ pub(crate) fn options(mount: &Path) -> MountOptions {
 /// Mounts the files of `data` at `mount`.
 pub(crate) fn start(data: &Path, options: MountOptions) -> Result<(Mount, Arc<Store>), MountError> {
     let store = open_store(data);
-    let pool = pool();
+    let pool = pool(&options.mount);
     let mount = Mount::start(options, Arc::clone(&store), Arc::clone(&pool))?;
     store.connect(pool, mount.invalidate());
     Ok((mount, store))
@@ -126,8 +122,7 @@ impl Drop for Served {
 
 /// Runs a shell script in a directory; returns its output, or panics with everything it said.
 pub(crate) fn shell(directory: &Path, script: &str) -> String {
-    let output =
-        Command::new("sh").args(["-ec", script]).current_dir(directory).output().unwrap();
+    let output = Command::new("sh").args(["-ec", script]).current_dir(directory).output().unwrap();
     assert!(
         output.status.success(),
         "{script}\n{}\n{}",
