@@ -318,7 +318,7 @@ impl Tree {
             }
             db.set_len(role, origin, &file, length)?;
             if db.needs_flush(role, origin) {
-                db.flush(role, origin)?;
+                db.flush(role, origin, caller.tid)?;
             }
             if caller.uid == 0 { Ok(()) } else { drop_privileges(&file) }
         };
@@ -401,7 +401,7 @@ fn read_full(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// A descriptor is being closed: captures what was written outside SQLite's protocol.
-pub(super) fn flush(handle: &FileHandle) -> Result<(), RequestError> {
-    Ok(handle.db.flush(handle.role, handle.origin)?)
+/// A descriptor is being closed by a thread: captures what was written outside SQLite's protocol.
+pub(super) fn flush(handle: &FileHandle, tid: u32) -> Result<(), RequestError> {
+    Ok(handle.db.flush(handle.role, handle.origin, tid)?)
 }

@@ -463,15 +463,16 @@ impl Filesystem for Fuse {
 
     fn flush(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        let tid = request.pid();
         self.serve(RequestKind::Flush, |tree| match tree.needs_flush(fh.0) {
             Some(handle) => tree.wait_elsewhere(move |tree| {
-                tree.reply_empty(RequestKind::Flush, files::flush(&handle), reply);
+                tree.reply_empty(RequestKind::Flush, files::flush(&handle, tid), reply);
             }),
             None => reply.ok(),
         });

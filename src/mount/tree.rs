@@ -39,6 +39,8 @@ pub(super) struct Caller {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) origin: Origin,
+    /// The kernel's number of the thread.
+    pub(super) tid: u32,
 }
 
 /// An answer to a look-up.
@@ -111,12 +113,9 @@ impl Tree {
 
     /// Who a request is from.
     pub(super) fn caller(&self, request: &fuser::Request) -> Caller {
-        let origin = self.origin(request);
-        Caller { uid: request.uid(), gid: request.gid(), origin }
-    }
-
-    pub(super) fn origin(&self, request: &fuser::Request) -> Origin {
-        if self.pool.is_lane(request.pid()) { Origin::Daemon } else { Origin::Application }
+        let tid = request.pid();
+        let origin = if self.pool.is_lane(tid) { Origin::Daemon } else { Origin::Application };
+        Caller { uid: request.uid(), gid: request.gid(), origin, tid }
     }
 
     /// Runs what may wait for a disk or a replica: on this thread while at least half of the FUSE threads
