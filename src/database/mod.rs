@@ -241,6 +241,12 @@ impl Database {
         }
     }
 
+    /// The file lost its name for good, to a removal or to another file. Returns the identity it had.
+    pub fn removed(&self) -> Option<DbId> {
+        self.state.lock().is_removed = true;
+        self.untrack()
+    }
+
     /// Forgets identity and log: the file is gone or no database any more. Its log directory is removed.
     pub fn untrack(&self) -> Option<DbId> {
         let mut state = self.state.lock();
@@ -248,6 +254,7 @@ impl Database {
         *state = State {
             open_files: state.open_files,
             open_by_application: state.open_by_application,
+            is_removed: state.is_removed,
             ..State::default()
         };
         *self.id.write() = None;

@@ -4,9 +4,10 @@
 //! Order of a commit: log, then the write that completes it, then the new position. An error at any of
 //! them is an error of that request, so SQLite rolls back, and neither log nor file keeps the transaction.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
 
 use super::commit::{self, Prepared, Transaction};
 use super::state::State;
@@ -91,6 +92,9 @@ impl Database {
             return put();
         }
         let mut state = self.state.lock();
+        if state.is_removed {
+            return put();
+        }
         if !self.shared.is_primary() {
             if origin == Origin::Application {
                 self.check_replica_write(&state, role, offset, data)?;
@@ -141,6 +145,9 @@ impl Database {
             return put();
         }
         let mut state = self.state.lock();
+        if state.is_removed {
+            return put();
+        }
         if !self.shared.is_primary() {
             if origin == Origin::Application {
                 self.check_replica_write(&state, role, len, &[])?;
@@ -181,6 +188,9 @@ impl Database {
     ) -> Result<(), OpError> {
         let mut put = || remove().map_err(disk_error("remove file", self.name().as_path()));
         let mut state = self.state.lock();
+        if state.is_removed {
+            return put();
+        }
         if !self.shared.is_primary() {
             let tracked = state.tracked.is_some() && role != FileRole::Shm;
             if origin == Origin::Application && tracked {
@@ -378,10 +388,8 @@ impl Database {
         let name = self.name();
         let Some(wal_name) = name.with_suffix("-wal") else { return Ok(()) };
         let path = self.shared.files.join(wal_name.as_path());
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(disk_error("open WAL", &path)(error)),
+        let Some(file) = open_regular(&path, false).map_err(disk_error("open WAL", &path))? else {
+            return Ok(());
         };
         let len = file.metadata().map_err(disk_error("read length of WAL", &path))?.len();
         let read = |at: u64, buffer: &mut [u8]| file.read_exact_at(buffer, at);
@@ -455,7 +463,10 @@ impl Database {
     pub(super) fn prepare_main(&self, state: &mut State) -> Result<Option<Prepared>, OpError> {
         let name = self.name();
         let path = self.shared.files.join(name.as_path());
-        let file = File::open(&path).map_err(disk_error("open database", &path))?;
+        let Some(file) = open_regular(&path, false).map_err(disk_error("open database", &path))?
+        else {
+            return Ok(None);
+        };
         let Some((page_size, commit)) =
             database_size(&file).map_err(disk_error("read header", &path))?
         else {
@@ -569,6 +580,23 @@ impl Database {
 pub(super) fn salt_pair(salts: Salts) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = salts.0;
     (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]))
+}
+
+/// Opens a file by its name; `None` if there is none, or something else that has the name now.
+pub(super) fn open_regular(path: &Path, writable: bool) -> io::Result<Option<File>> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(writable)
+        // A FIFO would wait for its other end.
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(path);
+    match opened {
+        Ok(file) => Ok(file.metadata()?.is_file().then_some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Page size and size in pages of a database file; `None` if it is not one.

@@ -1,13 +1,14 @@
 //! What a database knows while it is in use; everything here is behind its one mutex.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::meta::Meta;
+use super::requests::open_regular;
 use super::snapshot::Touched;
 use super::{OpError, Shared, disk_error};
 use crate::capture::{RollbackCapture, WalCapture};
@@ -30,6 +31,8 @@ pub(super) struct State {
     pub(super) warned_about_journal_mode: bool,
     /// A commit was logged since the wal-index was last known to show it.
     pub(super) commit_may_be_unpublished: bool,
+    /// The file has no name any more, or another file has it: what is still open of it is nobody's database.
+    pub(super) is_removed: bool,
     pub(super) open_files: u32,
     pub(super) open_by_application: u32,
     pub(super) quarantine: Option<Quarantine>,
@@ -111,11 +114,8 @@ impl Tracked {
             return Ok(main.clone());
         }
         let path = shared.files.join(name.as_path());
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(disk_error("open database", &path))?;
+        let file = open_regular(&path, true).map_err(disk_error("open database", &path))?;
+        let file = file.ok_or_else(|| OpError::NotTracked(name.clone()))?;
         Ok(self.main.insert(Arc::new(file)).clone())
     }
 }

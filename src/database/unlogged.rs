@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::requests::database_size;
+use super::requests::{database_size, open_regular};
 use super::state::State;
 use super::{Database, FileRole, OpError, Origin, disk_error};
 use crate::client::{Abandoned, Answer, Holder, Request};
@@ -70,10 +70,10 @@ impl Database {
             return Ok(());
         }
         let path = self.shared.files.join(self.name().as_path());
-        let size = match std::fs::File::open(&path) {
-            Ok(file) => database_size(&file).map_err(disk_error("read header", &path))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(disk_error("open database", &path)(error)),
+        let file = open_regular(&path, false).map_err(disk_error("open database", &path))?;
+        let size = match file {
+            Some(file) => database_size(&file).map_err(disk_error("read header", &path))?,
+            None => None,
         };
         if size.is_none() {
             self.no_database_any_more(state);
@@ -109,7 +109,7 @@ impl Database {
     #[must_use]
     pub fn looks_complete(&self) -> bool {
         let path = self.shared.files.join(self.name().as_path());
-        let Ok(file) = std::fs::File::open(&path) else { return false };
+        let Ok(Some(file)) = open_regular(&path, false) else { return false };
         let Ok(Some((page_size, pages))) = database_size(&file) else { return false };
         let len = u64::from(pages) * u64::from(page_size.get());
         pages > 0 && file.metadata().is_ok_and(|metadata| metadata.len() == len)

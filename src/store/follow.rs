@@ -84,7 +84,7 @@ impl Store {
         if self.shared.files.join(name.as_path()).exists() {
             self.call(&db, Request::Remove { name: name.clone() })?;
         }
-        db.untrack();
+        db.removed();
         self.fenced.lock().remove(&id);
         self.used.lock().remove(&id);
         info!(db = %name, %id, "removed, as on the primary");

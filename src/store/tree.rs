@@ -59,9 +59,7 @@ impl Store {
             source,
         })?;
         self.catalog.lock().remove_name(path);
-        if self.shared.is_primary() {
-            db.untrack();
-        }
+        db.removed();
         Ok(())
     }
 
@@ -106,8 +104,8 @@ impl Store {
             renames.iter().for_each(|(_, _, db)| db.not_renamed());
             return Err(OpError::Disk { step: "rename", path: from.as_path().to_owned(), source });
         }
-        if let Some(replaced) = replaced.filter(|db| db.id().is_some()) {
-            replaced.untrack();
+        if let Some(replaced) = replaced {
+            replaced.removed();
         }
         for (old, new, db) in renames {
             {
