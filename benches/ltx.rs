@@ -7,16 +7,16 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use weir::ltx::{Compressor, Encoder, Flags, Header, LtxFile, PageEncoding, WalSource, page_sum};
+use weir::ltx::{
+    Compressor, Encoder, Flags, Header, LtxFile, PageEncoding, WalSource, merge, page_sum,
+};
 use weir::types::{Checksum, NodeId, PageNo, PageSize, Txid};
 
 const PAGES: u32 = 256;
 
 fn main() {
-    println!(
-        "{:10} {:>6} {:>10} {:>10} {:>10} {:>10} {:>10} {:>7}",
-        "content", "page", "page_sum", "GB/s", "encode", "parse", "trusted", "ratio"
-    );
+    println!("nanoseconds per page");
+    println!("content     page  page_sum    GB/s   block   plain   parse    read   merge   ratio");
     for page_size in [4096, 65536] {
         for (name, make) in [
             ("rows", rows as fn(usize, u32) -> Vec<u8>),
@@ -27,7 +27,8 @@ fn main() {
             measure(name, page_size, &pages);
         }
     }
-    single();
+    single(PageEncoding::Block);
+    single(PageEncoding::Plain);
 }
 
 fn measure(name: &str, page_size: usize, pages: &[Vec<u8>]) {
@@ -37,17 +38,21 @@ fn measure(name: &str, page_size: usize, pages: &[Vec<u8>]) {
             black_box(page_sum(page, black_box(data)));
         }
     });
-    let mut compressor = Compressor::new(PageEncoding::Block);
-    let mut out = Vec::new();
     let header = header(page_size);
-    let encode_ns = per_page(|| {
-        out.clear();
-        let mut encoder = Encoder::begin(&mut compressor, &mut out, &header).unwrap();
-        for (page, data) in numbered() {
-            encoder.page(page, data).unwrap();
-        }
-        encoder.finish(Checksum::EMPTY).unwrap();
-    });
+    let mut out = Vec::new();
+    let mut encode_ns = |encoding| {
+        let mut compressor = Compressor::new(encoding);
+        per_page(|| {
+            out.clear();
+            let mut encoder = Encoder::begin(&mut compressor, &mut out, &header).unwrap();
+            for (page, data) in numbered() {
+                encoder.page(page, data).unwrap();
+            }
+            encoder.finish(Checksum::EMPTY).unwrap();
+        })
+    };
+    let plain_ns = encode_ns(PageEncoding::Plain);
+    let block_ns = encode_ns(PageEncoding::Block);
     let parse_ns = per_page(|| {
         black_box(LtxFile::parse(black_box(&out)).unwrap());
     });
@@ -58,18 +63,25 @@ fn measure(name: &str, page_size: usize, pages: &[Vec<u8>]) {
             file.read(*entry, &mut data).unwrap();
         }
     });
+    let file = LtxFile::parse_trusted(&out).unwrap();
+    let mut compressor = Compressor::default();
+    let mut merged = Vec::new();
+    let merge_ns = per_page(|| {
+        merged.clear();
+        merge(std::slice::from_ref(&file), &mut compressor, &mut merged).unwrap();
+    });
     let raw = pages.len() * page_size;
     println!(
-        "{name:10} {page_size:>6} {sum_ns:>10.0} {:>10.1} {encode_ns:>10.0} {parse_ns:>10.0} {trusted_ns:>10.0} {:>7.2}",
+        "{name:8}{page_size:>8}{sum_ns:>10.0}{:>8.1}{block_ns:>8.0}{plain_ns:>8.0}{parse_ns:>8.0}{trusted_ns:>8.0}{merge_ns:>8.0}{:>8.2}",
         page_size as f64 / sum_ns,
         out.len() as f64 / raw as f64,
     );
 }
 
 /// A commit of one page: what a small transaction costs.
-fn single() {
+fn single(encoding: PageEncoding) {
     let data = rows(4096, 1);
-    let mut compressor = Compressor::new(PageEncoding::Block);
+    let mut compressor = Compressor::new(encoding);
     let mut out = Vec::new();
     let header = header(4096);
     let rounds = 20_000u32;
@@ -85,7 +97,7 @@ fn single() {
             start.elapsed().as_secs_f64() * 1e9 / f64::from(rounds)
         })
         .fold(f64::INFINITY, f64::min);
-    println!("a file of one 4096-byte page: {best:.0} ns, {} bytes", out.len());
+    println!("a file of one 4096-byte page, {encoding:?}: {best:.0} ns, {} bytes", out.len());
 }
 
 /// Nanoseconds per page, the best of several runs.

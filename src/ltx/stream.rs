@@ -278,17 +278,20 @@ impl<R: Read> Source<R> {
         bytes.try_into().map_err(|_| DecodeError::at(self.offset, truncated))
     }
 
-    /// Reads bytes that are known before; takes no memory for them.
+    /// Reads bytes that are known before.
     fn expect(&mut self, expected: &[u8]) -> Result<(), DecodeError> {
-        let mut found = [0; 4096];
-        for expected in expected.chunks(found.len()) {
-            let at = self.offset;
-            let found = &mut found[..expected.len()];
-            self.fill(found, "page index")?;
-            let same = found.iter().zip(expected).take_while(|(a, b)| a == b).count();
-            if same < expected.len() {
-                return Err(DecodeError::at(at + same as u64, Problem::Index));
-            }
+        let at = self.offset;
+        let mut found = Vec::with_capacity(expected.len());
+        self.by_ref()
+            .take(expected.len() as u64)
+            .read_to_end(&mut found)
+            .map_err(|error| DecodeError::at(self.offset, error))?;
+        let same = found.iter().zip(expected).take_while(|(a, b)| a == b).count();
+        if same < found.len() {
+            return Err(DecodeError::at(at + same as u64, Problem::Index));
+        }
+        if same < expected.len() {
+            return Err(DecodeError::at(self.offset, Problem::Truncated { part: "page index" }));
         }
         Ok(())
     }
