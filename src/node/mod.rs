@@ -4,10 +4,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
 mod identity;
+pub mod image;
 mod lock;
 mod notify;
 mod stale;
+pub mod status;
 mod timestamp;
 
 pub use identity::{Identity, IdentityError};
