@@ -1,17 +1,80 @@
-//! `weir verify`
+//! `weir verify`: do the databases hold what their positions promise?
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use super::Global;
+use super::export::database_name;
+use super::{Global, output};
+use crate::config::Config;
+use crate::node::admin::{AdminError, Client, Reply, Request, Verified, WireName};
 
 const EXAMPLES: &str = "\
 Examples:
-  weir verify";
+  weir verify                  all databases of this node
+  weir verify app.db
+  weir verify --json
+
+Reads every page, compares each with its stored sum and all together with the checksum of the position;
+on a replica, also with what the primary says of that position. Exit code 1 if anything differs.";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// The database, as a path below the mount point [default: all]
+    db: Option<OsString>,
+    /// Print one JSON object for each database
+    #[arg(long)]
+    json: bool,
+}
 
-pub(crate) fn run(_global: &Global, _args: &Args) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("verify: not built yet")
+pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
+    let config = Config::load(global.config.as_deref())?;
+    let name = args.db.as_ref().map(|db| database_name(&config, db)).transpose()?;
+    let mut client = Client::connect(&config.node.data)?;
+    client.send(&Request::Verify { db: name.as_ref().map(WireName::from) })?;
+    let bar = output::progress(0, "verify");
+    let mut all_ok = true;
+    loop {
+        match client.receive()? {
+            Reply::Progress { what, done, total } => {
+                bar.set_message(what);
+                bar.set_length(total);
+                bar.set_position(done);
+            }
+            Reply::Verified(verified) => {
+                all_ok &= verified.ok;
+                let line =
+                    if args.json { serde_json::to_string(&verified)? } else { as_text(&verified) };
+                bar.suspend(|| output::print(&format!("{line}\n")))?;
+            }
+            Reply::End => break,
+            Reply::Status(_)
+            | Reply::Copy { .. }
+            | Reply::Pages { .. }
+            | Reply::ChangeSet { .. }
+            | Reply::Error { .. } => return Err(AdminError::Unknown.into()),
+        }
+    }
+    bar.finish_and_clear();
+    Ok(if all_ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn as_text(verified: &Verified) -> String {
+    let mut text = format!("{}: ", verified.name);
+    text += if verified.ok { "ok" } else { "DIFFERS" };
+    text += &format!(" at {}, {} pages", verified.position, verified.pages);
+    if !verified.ok && !verified.checksum && verified.pages > 0 {
+        text += "; the pages' checksum is not the position's";
+    }
+    if !verified.differing_pages.is_empty() {
+        let pages: Vec<_> = verified.differing_pages.iter().map(u32::to_string).collect();
+        text += &format!("; pages that differ from their sums: {}", pages.join(" "));
+    }
+    if let Some(primary) = &verified.primary {
+        text += &format!("; primary: {primary}");
+    }
+    if let Some(note) = &verified.note {
+        text += &format!("; {note}");
+    }
+    text
 }

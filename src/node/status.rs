@@ -93,9 +93,9 @@ pub struct ReplicaStatus {
     pub connected_since_ms: i64,
     /// Transactions that it has not applied yet, over all databases.
     pub lag_transactions: u64,
-    /// Bytes of log that it has not received durably yet, over all databases.
+    /// Bytes of log that it has not applied yet, over all databases.
     pub lag_bytes: u64,
-    /// Since it was last level with this node; 0 if it is.
+    /// For how long it has not applied the oldest transaction that it lacks; 0 if it lacks none.
     pub lag_ms: u64,
     /// By database.
     pub databases: Vec<ReplicaDatabase>,
@@ -114,6 +114,8 @@ pub struct ReplicaDatabase {
     pub applied: String,
     /// Transactions that it has not applied yet.
     pub lag_transactions: u64,
-    /// Bytes of log that it has not received durably yet.
-    pub lag_bytes: u64,
+    /// Bytes of log that it has not applied yet; `null` if the log no longer reaches back so far.
+    pub lag_bytes: Option<u64>,
+    /// For how long it has not applied the oldest of them.
+    pub lag_ms: u64,
 }
