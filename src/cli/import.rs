@@ -125,17 +125,22 @@ fn check(connection: &Connection, file: &Path) -> anyhow::Result<()> {
     bar.finish_and_clear();
     match checked {
         Ok(lines) if lines == ["ok"] => Ok(()),
-        Ok(lines) => bail!(
-            "{} is damaged: {}; repair it with `sqlite3 {} .recover`",
-            file.display(),
-            lines.join("; "),
-            file.display()
-        ),
+        Ok(lines) => bail!("{}", damaged(file, &lines.join("; "))),
         Err(rusqlite::Error::SqliteFailure(error, _)) if error.code == ErrorCode::NotADatabase => {
             bail!("{} is no SQLite database", file.display())
         }
+        Err(rusqlite::Error::SqliteFailure(error, _))
+            if error.code == ErrorCode::DatabaseCorrupt =>
+        {
+            bail!("{}", damaged(file, "it cannot be read"))
+        }
         Err(error) => Err(error).with_context(|| format!("check {}", file.display())),
     }
+}
+
+fn damaged(file: &Path, finding: &str) -> String {
+    let file = file.display();
+    format!("{file} is damaged: {finding}; repair it with `sqlite3 {file} .recover`")
 }
 
 fn is_code(error: &anyhow::Error, code: ErrorCode) -> bool {
