@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::Global;
 use crate::config::Config;
+use crate::node::Node;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,5 +24,6 @@ pub(crate) fn run(global: &Global, _args: &Args) -> anyhow::Result<ExitCode> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    anyhow::bail!("mount: not built yet")
+    Node::start(config)?.run()?;
+    Ok(ExitCode::SUCCESS)
 }

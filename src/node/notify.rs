@@ -5,7 +5,6 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// Sends states such as `READY=1`. Without a service manager, nothing happens.
-#[allow(dead_code, reason = "the daemon that calls it is being written")]
 pub(super) fn notify(state: &str) {
     let Some(target) = std::env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(&target, state) {
