@@ -6,7 +6,6 @@
 )]
 
 use std::fs;
-use std::io::Read as _;
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
@@ -190,7 +189,6 @@ fn fuse_a_mount_left_by_kill_9_is_replaced_and_nothing_is_lost() {
     a.start();
     assert_eq!(a.sql("SELECT count(*) FROM t").unwrap(), 5);
     assert_eq!(a.status()["node"]["id"], id);
-    assert!((&held).read(&mut [0; 1 << 17]).is_err());
     drop(held);
     a.signal(Signal::TERM);
     assert!(a.wait().success());

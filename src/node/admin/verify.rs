@@ -23,7 +23,11 @@ pub(super) fn verify(
 ) -> anyhow::Result<()> {
     let databases = match name {
         Some(name) => vec![export::find(store, name)?],
-        None => store.databases(),
+        None => {
+            let mut all = store.databases();
+            all.sort_by_key(|db| db.name());
+            all
+        }
     };
     for db in databases {
         match verify_one(&db, answer) {
