@@ -188,8 +188,12 @@ impl Node {
             follower: self.follower.as_ref().map(Arc::downgrade).unwrap_or_default(),
             started,
         };
-        let context =
-            Context { store: self.store.clone(), status: Box::new(move || reporter.status()) };
+        let reported = self.follower.as_ref().map(|follower| {
+            let follower = Arc::downgrade(follower);
+            Box::new(move |db| follower.upgrade().and_then(|follower| follower.reported(db))) as _
+        });
+        let status = Box::new(move || reporter.status());
+        let context = Context { store: self.store.clone(), status, reported };
         let data = &self.config.node.data;
         let admin = AdminServer::start(data, context);
         let admin = admin.with_context(|| format!("listen on {}/admin.sock", data.display()))?;

@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
@@ -170,14 +170,12 @@ fn wait_for_dying(file: &File, holder: Option<&Holder>) -> io::Result<bool> {
         "the last daemon was killed and is not yet gone, freeing its mount"
     );
     stale::abort(&holder.mount);
-    let (_keep, never) = mpsc::channel::<()>();
     let deadline = clock::boottime() + DYING_WAIT;
     while clock::boottime() < deadline {
         if try_lock(file)? {
             return Ok(true);
         }
-        // A timeout on a channel that nobody writes to is a wait with a bound.
-        never.recv_timeout(DYING_POLL).ok();
+        thread::park_timeout(DYING_POLL);
     }
     Ok(false)
 }

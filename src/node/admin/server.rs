@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 use super::{REQUEST_BYTES_MAX, Reply, Request, SOCKET, address, export, verify};
 use crate::node::status::Status;
 use crate::store::Store;
+use crate::types::{DbId, Pos};
 
 /// How long a client may take to say what it wants.
 const REQUEST_WAIT: Duration = Duration::from_secs(30);
@@ -35,6 +36,8 @@ pub(in crate::node) struct Context {
     pub(in crate::node) store: Arc<Store>,
     /// The node's state.
     pub(in crate::node) status: Box<dyn Fn() -> Status + Send + Sync>,
+    /// On a replica: where the primary last said a database is.
+    pub(in crate::node) reported: Option<Reported>,
 }
 
 impl std::fmt::Debug for Context {
@@ -42,6 +45,9 @@ impl std::fmt::Debug for Context {
         f.debug_struct("Context").field("store", &self.store).finish_non_exhaustive()
     }
 }
+
+/// Where the primary last said a database is; `None` while it is not known.
+pub(in crate::node) type Reported = Box<dyn Fn(DbId) -> Option<Pos> + Send + Sync>;
 
 /// One message of an answer.
 pub(super) struct Message {
@@ -210,7 +216,7 @@ fn work(request: Request, context: &Context, answer: &Answer) {
             answer.line(Reply::Status(Box::new((context.status)()))).map_err(anyhow::Error::from)
         }
         Request::Export { db } => export::export(&context.store, &db, answer),
-        Request::Verify { db } => verify::verify(&context.store, db.as_ref(), answer),
+        Request::Verify { db } => verify::verify(context, db.as_ref(), answer),
     };
     if let Err(error) = outcome
         && !error.is::<ClientGone>()

@@ -1,13 +1,16 @@
 //! Compares a database's pages with its stored page sums and its position.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::Context as _;
 
-use super::server::Answer;
+use super::server::{Answer, Context, Reported};
 use super::{CHUNK_BYTES, Reply, Verified, WireName, export};
 use crate::database::Database;
+use crate::disk::clock;
 use crate::ltx::LtxFile;
 use crate::node::image::ImageSums;
-use crate::store::Store;
 use crate::types::{Checksum, PageNo, Pos};
 
 /// Pages that are named when they differ.
@@ -15,12 +18,17 @@ const NAMED_MAX: usize = 100;
 /// Page sums that are asked for at once.
 const SUMS_STEP: u32 = 16 << 10;
 
+/// How long the primary's and this node's position may take to be the same transaction.
+const PRIMARY_WAIT: Duration = Duration::from_secs(3);
+const PRIMARY_POLL: Duration = Duration::from_millis(20);
+
 /// Sends the whole answer.
 pub(super) fn verify(
-    store: &Store,
+    context: &Context,
     name: Option<&WireName>,
     answer: &Answer,
 ) -> anyhow::Result<()> {
+    let store = &context.store;
     let databases = match name {
         Some(name) => vec![export::find(store, name)?],
         None => {
@@ -30,7 +38,7 @@ pub(super) fn verify(
         }
     };
     for db in databases {
-        match verify_one(&db, answer) {
+        match verify_one(&db, context.reported.as_ref(), answer) {
             Ok(verified) => answer.line(Reply::Verified(verified))?,
             Err(error) if error.is::<super::server::ClientGone>() => return Err(error),
             Err(error) => answer.line(Reply::Verified(Verified {
@@ -49,20 +57,55 @@ pub(super) fn verify(
     Ok(())
 }
 
-fn verify_one(db: &Database, answer: &Answer) -> anyhow::Result<Verified> {
+fn verify_one(
+    db: &Database,
+    reported: Option<&Reported>,
+    answer: &Answer,
+) -> anyhow::Result<Verified> {
     let (image, pos) = copy(db, answer)?;
     let checksum = image.total() == pos.checksum;
     let (differing, note) = compare_sums(db, &image, pos)?;
+    let primary = reported.map(|reported| compare_with_primary(db, reported));
+    let is_like_primary = primary.as_ref().is_none_or(|(is_like, _)| *is_like);
     Ok(Verified {
         name: db.name().to_string(),
         position: pos.to_string(),
         pages: u32::try_from(image.pages().len()).unwrap_or(u32::MAX),
-        ok: checksum && differing.is_empty(),
+        ok: checksum && differing.is_empty() && is_like_primary,
         checksum,
         differing_pages: differing,
-        primary: None,
+        primary: primary.map(|(_, text)| text),
         note,
     })
+}
+
+/// Compares this node's position with what the primary's beats say: the same transaction must have the
+/// same checksum over all pages. Returns whether nothing speaks against it, and the words for it.
+fn compare_with_primary(db: &Database, reported: &Reported) -> (bool, String) {
+    let Some(id) = db.id() else { return (true, "not compared: no longer a database".to_owned()) };
+    let deadline = clock::boottime() + PRIMARY_WAIT;
+    loop {
+        let (ours, theirs) = (db.position(), reported(id));
+        match theirs {
+            Some(theirs) if theirs.txid == ours.txid && theirs.checksum == ours.checksum => {
+                return (true, format!("equal at {ours}"));
+            }
+            Some(theirs) if theirs.txid == ours.txid => {
+                return (
+                    false,
+                    format!("differs: this node is at {ours}, the primary at {theirs}"),
+                );
+            }
+            None if clock::boottime() >= deadline => {
+                return (true, "not compared: the primary says nothing of it".to_owned());
+            }
+            Some(theirs) if clock::boottime() >= deadline => {
+                let text = format!("not compared: this node is at {ours}, the primary at {theirs}");
+                return (true, text);
+            }
+            Some(_) | None => thread::park_timeout(PRIMARY_POLL),
+        }
+    }
 }
 
 /// Reads the whole database at one position.

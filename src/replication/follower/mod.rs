@@ -28,7 +28,7 @@ use super::limits::{BACKOFF_MAX, BACKOFF_MIN, REFUSED_PAUSE};
 use super::membership::Membership;
 use crate::disk::clock;
 use crate::store::Store;
-use crate::types::{DbId, Epoch, NodeId};
+use crate::types::{DbId, Epoch, NodeId, Pos};
 use acks::Acks;
 use fetch::Claims;
 use lanes::Lanes;
@@ -87,6 +87,8 @@ struct Shared {
     catalog: Mutex<()>,
     epoch: Mutex<Epoch>,
     level_at: Mutex<Option<Duration>>,
+    /// Where the primary's beats said its databases are; empty while not connected.
+    reported: Mutex<HashMap<DbId, Pos>>,
     link: Mutex<(Option<Link>, Option<String>)>,
 }
 
@@ -148,6 +150,7 @@ impl Follower {
             catalog: Mutex::new(()),
             epoch: Mutex::new(epoch.unwrap_or(Epoch::ZERO)),
             level_at: Mutex::default(),
+            reported: Mutex::default(),
             link: Mutex::default(),
         });
         let (stop, stopped) = watch::channel(false);
@@ -166,6 +169,12 @@ impl Follower {
             lag: level_at.map(|at| clock::boottime().saturating_sub(at)),
             copies: self.shared.copying.lock().values().cloned().collect(),
         }
+    }
+
+    /// Where the primary last said a database is; `None` while not connected or if it has no such database.
+    #[must_use]
+    pub fn reported(&self, db: DbId) -> Option<Pos> {
+        self.shared.reported.lock().get(&db).copied()
     }
 
     /// Ends the connection; what was received is taken into the logs, what was being taken is finished.
@@ -200,6 +209,7 @@ async fn keep_following(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>)
             _ = stopped.wait_for(|stopped| *stopped) => return,
         };
         let was_connected = shared.link.lock().0.take().is_some();
+        shared.reported.lock().clear();
         if was_connected || clock::boottime().saturating_sub(began) > BACKOFF_MAX {
             failures = 0;
         }

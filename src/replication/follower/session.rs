@@ -280,12 +280,14 @@ async fn take_beats(
             let mut levels = levels.lock();
             for (db, pos) in beat.databases {
                 levels.reported(db, pos);
+                shared.reported.lock().insert(db, pos);
                 if let Some(database) = shared.store.by_id(db) {
                     levels.applied(db, database.applied());
                 }
             }
             for db in beat.gone {
                 levels.gone(db);
+                shared.reported.lock().remove(&db);
             }
             if beat.more {
                 continue;

@@ -37,7 +37,11 @@ fn context(data: &Path) -> Context {
         replicas: Vec::new(),
         follower_error: None,
     };
-    Context { store: Store::open(options).unwrap(), status: Box::new(move || status.clone()) }
+    Context {
+        store: Store::open(options).unwrap(),
+        status: Box::new(move || status.clone()),
+        reported: None,
+    }
 }
 
 fn with_server(data: &Path, check: impl FnOnce() + Send) {
