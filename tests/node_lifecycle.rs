@@ -297,7 +297,7 @@ fn fuse_a_service_manager_is_told_when_the_node_is_ready() {
     manager.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut a = lone_node(&dir);
     a.spawn(&[("NOTIFY_SOCKET", &socket)]);
-    let mut told = |expected: &str| {
+    let told = |expected: &str| {
         let mut buffer = [0; 64];
         let length = manager.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], expected.as_bytes());

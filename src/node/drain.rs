@@ -79,8 +79,7 @@ mod tests {
 
     #[test]
     fn waiting_ends_when_the_follower_has_it_and_at_the_latest_in_time() {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(false).build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let runtime = runtime.unwrap();
         let rounds = std::cell::Cell::new(0);
         let progress = || {
