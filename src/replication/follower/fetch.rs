@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::acks::Acks;
 use super::dial::Primary;
-use super::image::{Image, ImageError, Place, send_sums};
+use super::image::{Image, ImageError, Place};
 use super::lanes::{Event, Fetched, Item, Job, Lanes, Session, trouble};
 use crate::database::{Database, OpError};
 use crate::replication::convert::Incoming;
@@ -81,6 +81,8 @@ pub struct CopyProgress {
     pub pages: u32,
     /// Pages there are.
     pub pages_total: u32,
+    /// Pages that have travelled on this connection: the others were here.
+    pub pages_received: u32,
 }
 
 /// The databases with a Fetch under way, over all sessions.
@@ -263,7 +265,7 @@ impl One<'_> {
             db: self.db,
             pos,
             pages: how != How::Best,
-            sums: how != How::Whole && pos.txid.is_some(),
+            sums: how != How::Whole && (pos.txid.is_some() || resume.is_some()),
             resume,
         };
         let (requests, sent) = mpsc::channel(CHUNKS_QUEUED);
@@ -328,7 +330,8 @@ impl One<'_> {
         let name = self.database.name();
         info!(db = %name, pages = copy.page_count, next = %copy.next, compare = sums.is_some(), "copy of pages begins");
         let place = self.place.clone();
-        let mut image = self.on_disk(move || Image::open(place, copy)).await??;
+        let compare = sums.is_some();
+        let mut image = self.on_disk(move || Image::open(place, copy, compare)).await??;
         if let Some(sums) = sums {
             self.feed(&image, sums);
         }
@@ -357,25 +360,22 @@ impl One<'_> {
         let FetchChunk::Done { pos } = end else {
             return Err(unexpected("more after the last change set"));
         };
+        let received = image.received();
         self.install(image, ltx, pos).await?;
-        info!(db = %name, txid = %pos, "copy of pages is installed");
+        info!(db = %name, txid = %pos, received, "copy of pages is installed");
         Ok(())
     }
 
     /// Starts comparing local pages; it ends with the stream.
     fn feed(&self, image: &Image, sums: mpsc::Sender<FetchRequest>) {
-        let (file, copy) = (image.file(), image.copy());
+        let comparison = image.comparison();
         let (database, claim) = (Arc::clone(&self.database), Arc::clone(&self.claim));
         tokio::task::spawn_blocking(move || {
             let _claim = claim;
-            match database.snapshot() {
-                Ok(local) => send_sums(&local, &file, copy, &sums),
-                Err(error) => {
-                    warn!(db = %database.name(), %error, "nothing local to compare: fetching all pages");
-                    let none = FetchRequest::Sums { first: copy.next, sums: vec![], last: true };
-                    drop(sums.blocking_send(none));
-                }
-            }
+            let local = database.snapshot().inspect_err(|error| {
+                warn!(db = %database.name(), %error, "no local pages to compare");
+            });
+            comparison.send_sums(local.as_ref().ok(), &sums);
         });
     }
 
@@ -396,6 +396,7 @@ impl One<'_> {
             name: name.clone(),
             pages: copy.next.get() - 1,
             pages_total: copy.page_count,
+            pages_received: image.received(),
         };
         self.fetcher.copying.lock().insert(self.db, progress);
     }

@@ -1,7 +1,8 @@
 //! A copy of a database being fetched: a file of pages in DATA/tmp, and how far it is.
 //!
-//! The progress is stored now and then, so a copy goes on where it was, even after a restart. A torn write is no
-//! danger: the whole file is checked against the position's checksum before it is installed.
+//! The progress is stored now and then, so a copy goes on where it was, even after a restart. If the primary
+//! cannot go on from its base, the pages that are here are compared by their sums instead of sent again.
+//! A torn write is no danger: the whole file is checked against the position's checksum before it is installed.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -48,11 +49,14 @@ struct Saved {
     page_size: u32,
     page_count: u32,
     next_page: u32,
+    /// Pages from the first on that an earlier copy left: worth comparing.
+    kept: u32,
 }
 
 impl Saved {
-    fn new(copy: &CopyState) -> Self {
+    fn new(copy: &CopyState, kept: u32) -> Self {
         Self {
+            kept,
             epoch: copy.base.epoch.get(),
             txid: copy.base.txid_raw(),
             checksum: copy.base.checksum.get(),
@@ -93,9 +97,14 @@ impl Place {
 
     /// A copy to go on with.
     pub(crate) fn saved(&self) -> Option<CopyState> {
+        self.load().map(|(copy, _)| copy)
+    }
+
+    fn load(&self) -> Option<(CopyState, u32)> {
         let bytes = std::fs::read(&self.progress).ok()?;
         let saved: Saved = serde_json::from_slice(&bytes).ok()?;
-        saved.copy().filter(|_| self.pages.is_file())
+        let copy = saved.copy().filter(|_| self.pages.is_file())?;
+        Some((copy, saved.kept.max(copy.next.get() - 1)))
     }
 
     /// Removes copy and progress.
@@ -138,19 +147,24 @@ pub(crate) struct Image {
     place: Place,
     file: Arc<File>,
     copy: CopyState,
+    kept: u32,
+    received: u32,
     unsaved: u64,
 }
 
 impl Image {
-    /// Goes on with the stored copy if `copy` is its continuation, else begins anew.
-    pub(crate) fn open(place: Place, copy: CopyState) -> Result<Self, ImageError> {
-        let is_continued = place.saved() == Some(copy);
-        if !is_continued {
-            if copy.next != PageNo::FIRST {
-                return Err(ImageError::Stray);
+    /// Goes on with the stored copy if `copy` is its continuation. Else begins anew, and keeps pages
+    /// of the stored one if they will be compared.
+    pub(crate) fn open(place: Place, copy: CopyState, compare: bool) -> Result<Self, ImageError> {
+        let kept = match place.load() {
+            Some((saved, kept)) if saved == copy => kept,
+            Some(_) | None if copy.next != PageNo::FIRST => return Err(ImageError::Stray),
+            Some((saved, kept)) if compare && saved.page_size == copy.page_size => kept,
+            Some(_) | None => {
+                place.remove();
+                0
             }
-            place.remove();
-        }
+        };
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -158,16 +172,21 @@ impl Image {
             .truncate(false)
             .open(&place.pages)
             .map_err(|source| disk_error("open the copy", &place.pages, source))?;
-        Ok(Self { place, file: Arc::new(file), copy, unsaved: 0 })
+        Ok(Self { place, file: Arc::new(file), copy, kept, received: 0, unsaved: 0 })
     }
 
     pub(crate) fn copy(&self) -> CopyState {
         self.copy
     }
 
-    /// For the thread that puts local pages in before they are compared.
-    pub(crate) fn file(&self) -> Arc<File> {
-        Arc::clone(&self.file)
+    /// Pages that have travelled.
+    pub(crate) fn received(&self) -> u32 {
+        self.received
+    }
+
+    /// What can be compared: pages of an earlier copy, then those of the database itself.
+    pub(crate) fn comparison(&self) -> Comparison {
+        Comparison { file: Arc::clone(&self.file), copy: self.copy, kept: self.kept }
     }
 
     /// Takes pages, and how far the copy is with them.
@@ -188,6 +207,7 @@ impl Image {
         write_pages(&self.file, page_size, first, data)
             .map_err(|source| disk_error("write the copy", &self.place.pages, source))?;
         self.copy.next = next;
+        self.received = self.received.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
         self.unsaved += data.len() as u64;
         if self.unsaved >= PROGRESS_BYTES {
             self.save()?;
@@ -200,7 +220,8 @@ impl Image {
         let fail =
             |source| disk_error("store the progress of a copy", &self.place.progress, source);
         self.file.sync_data().map_err(fail)?;
-        let bytes = serde_json::to_vec(&Saved::new(&self.copy)).map_err(|e| fail(e.into()))?;
+        let bytes =
+            serde_json::to_vec(&Saved::new(&self.copy, self.kept)).map_err(|e| fail(e.into()))?;
         disk::replace(&self.place.progress, &bytes).map_err(fail)?;
         self.unsaved = 0;
         Ok(())
@@ -227,6 +248,22 @@ impl Image {
     }
 }
 
+impl Drop for Image {
+    /// A copy that is cut keeps its last pages too. Nothing is synced here: if that is lost, so is little.
+    fn drop(&mut self) {
+        if self.unsaved == 0 {
+            return;
+        }
+        let saved = serde_json::to_vec(&Saved::new(&self.copy, self.kept));
+        let stored = saved
+            .map_err(io::Error::from)
+            .and_then(|bytes| std::fs::write(&self.place.progress, bytes));
+        if let Err(error) = stored {
+            warn!(path = %self.place.progress.display(), %error, "store the progress of a copy");
+        }
+    }
+}
+
 fn disk_error(step: &'static str, path: &Path, source: io::Error) -> ImageError {
     ImageError::Disk { step, path: path.to_owned(), source }
 }
@@ -244,61 +281,69 @@ fn write_pages(file: &File, size: PageSize, first: PageNo, data: &[u8]) -> io::R
     file.write_all_at(&data[at + size.bytes()..], hole + page)
 }
 
-/// Puts the pages that this node has into a copy and sends their sums; what differs will be sent and
-/// written over. Blocks; ends early when nobody takes the sums.
-pub(crate) fn send_sums(
-    local: &Snapshot,
-    file: &File,
+/// Pages of this node that may be what the primary has too.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    file: Arc<File>,
     copy: CopyState,
-    out: &mpsc::Sender<FetchRequest>,
-) {
-    let (page_size, pages) = local.size();
-    let end = if page_size == copy.page_size { pages.min(copy.page_count) + 1 } else { 0 };
-    let mut first = copy.next;
-    loop {
-        let left = end.saturating_sub(first.get());
-        let count = left.min(compared_pages(page_size));
-        let sums = match local_sums(local, file, page_size, first, count) {
-            Ok(sums) => sums,
-            Err(error) => {
+    kept: u32,
+}
+
+impl Comparison {
+    /// Puts the pages that this node has into the copy and sends their sums; what differs will be sent and
+    /// written over. Blocks; ends early when nobody takes the sums.
+    pub(crate) fn send_sums(&self, local: Option<&Snapshot>, out: &mpsc::Sender<FetchRequest>) {
+        let local = local.filter(|local| local.size().0 == self.copy.page_size);
+        let end = self.kept.max(local.map_or(0, |l| l.size().1)).min(self.copy.page_count) + 1;
+        let mut first = self.copy.next;
+        loop {
+            let count = self.window(first, end);
+            let sums = self.sums(local, first, count).unwrap_or_else(|error| {
                 warn!(%error, "read local pages to compare: fetching them all");
                 Vec::new()
+            });
+            let next = first.get() + count;
+            let last = sums.is_empty() || next >= end;
+            let is_taken = out.blocking_send(FetchRequest::Sums { first, sums, last }).is_ok();
+            match PageNo::new(next) {
+                Some(next) if is_taken && !last => first = next,
+                Some(_) | None => return,
             }
-        };
-        let last = sums.is_empty() || count == left;
-        let next = PageNo::new(first.get() + count);
-        let is_taken = out.blocking_send(FetchRequest::Sums { first, sums, last }).is_ok();
-        match next {
-            Some(next) if is_taken && !last => first = next,
-            Some(_) | None => return,
         }
     }
-}
 
-fn compared_pages(size: PageSize) -> u32 {
-    u32::try_from(COMPARE_BYTES / size.bytes()).unwrap_or(1).clamp(1, SUMS_PER_MESSAGE)
-}
-
-fn local_sums(
-    local: &Snapshot,
-    file: &File,
-    size: PageSize,
-    first: PageNo,
-    count: u32,
-) -> Result<Vec<Checksum>, Box<dyn std::error::Error + Send + Sync>> {
-    if count == 0 {
-        return Ok(Vec::new());
+    /// How many pages to compare next: all from one source.
+    fn window(&self, first: PageNo, end: u32) -> u32 {
+        let pages = u32::try_from(COMPARE_BYTES / self.copy.page_size.bytes()).unwrap_or(1);
+        let end = if first.get() <= self.kept { end.min(self.kept + 1) } else { end };
+        end.saturating_sub(first.get()).min(pages.clamp(1, SUMS_PER_MESSAGE))
     }
-    let data = local.read(first, count)?;
-    write_pages(file, size, first, &data)?;
-    let numbered = (first.get()..).zip(data.chunks_exact(size.bytes()));
-    Ok(numbered
-        .filter_map(|(page, data)| Some((PageNo::new(page)?, data)))
-        .map(|(page, data)| {
-            // The lock page has no content; both sides give it the sum of nothing.
-            if page == size.lock_page() { Checksum::EMPTY } else { page_sum(page, data) }
-        })
-        .collect())
+
+    fn sums(
+        &self,
+        local: Option<&Snapshot>,
+        first: PageNo,
+        count: u32,
+    ) -> Result<Vec<Checksum>, Box<dyn std::error::Error + Send + Sync>> {
+        let size = self.copy.page_size;
+        let mut data = vec![0; count as usize * size.bytes()];
+        if first.get() <= self.kept {
+            self.file.read_exact_at(&mut data, first.offset(size))?;
+        } else if let Some(local) = local.filter(|_| count > 0) {
+            data = local.read(first, count)?;
+            write_pages(&self.file, size, first, &data)?;
+        } else {
+            return Ok(Vec::new());
+        }
+        let numbered = (first.get()..).zip(data.chunks_exact(size.bytes()));
+        Ok(numbered
+            .filter_map(|(page, data)| Some((PageNo::new(page)?, data)))
+            .map(|(page, data)| {
+                // The lock page has no content; both sides give it the sum of nothing.
+                if page == size.lock_page() { Checksum::EMPTY } else { page_sum(page, data) }
+            })
+            .collect())
+    }
 }
 
 #[cfg(test)]
@@ -317,26 +362,33 @@ mod tests {
     fn a_copy_goes_on_where_its_progress_was_stored() {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::new(dir.path(), DbId::new(7));
-        let mut image = Image::open(place.clone(), copy(9, 1)).unwrap();
+        let mut image = Image::open(place.clone(), copy(9, 1), false).unwrap();
         image.take(page(1), &[1; 1024], page(3)).unwrap();
         image.save().unwrap();
         image.take(page(3), &[2; 512], page(4)).unwrap();
+        assert_eq!(place.saved(), Some(copy(9, 3)));
         drop(image);
-        // What was written after the last progress is written again.
         let saved = place.saved().unwrap();
-        assert_eq!(saved, copy(9, 3));
-        let image = Image::open(place.clone(), saved).unwrap();
+        assert_eq!(saved, copy(9, 4));
+        let image = Image::open(place.clone(), saved, false).unwrap();
         assert_eq!(image.file.metadata().unwrap().len(), 1536);
-        // The primary begins anew: nothing of the old copy is left.
-        let image = Image::open(place.clone(), copy(8, 1)).unwrap();
+        // The primary begins anew and will compare: what is there is kept.
+        let mut image = Image::open(place.clone(), copy(8, 1), true).unwrap();
+        assert_eq!(image.file.metadata().unwrap().len(), 1536);
+        assert_eq!(image.kept, 3);
+        image.save().unwrap();
+        assert_eq!(Image::open(place.clone(), copy(8, 1), true).unwrap().kept, 3);
+        // It begins anew and will not compare: nothing of the old copy is left.
+        let image = Image::open(place.clone(), copy(7, 1), false).unwrap();
         assert_eq!(image.file.metadata().unwrap().len(), 0);
-        assert!(Image::open(place, copy(8, 2)).is_err(), "a continuation of nothing");
+        assert!(Image::open(place, copy(8, 2), true).is_err(), "a continuation of nothing");
     }
 
     #[test]
     fn pages_that_do_not_belong_to_the_copy_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let mut image = Image::open(Place::new(dir.path(), DbId::new(7)), copy(4, 1)).unwrap();
+        let mut image =
+            Image::open(Place::new(dir.path(), DbId::new(7)), copy(4, 1), false).unwrap();
         let mut check = |first: u32, bytes: usize, next: u32, ok: bool| {
             let taken = image.take(page(first), &vec![1; bytes], page(next));
             assert_eq!(taken.is_ok(), ok, "{first} {bytes} {next}");
@@ -389,7 +441,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (kept, gone) = (DbId::new(1), DbId::new(2));
         for db in [kept, gone] {
-            let mut image = Image::open(Place::new(dir.path(), db), copy(4, 1)).unwrap();
+            let mut image = Image::open(Place::new(dir.path(), db), copy(4, 1), false).unwrap();
             image.save().unwrap();
         }
         std::fs::write(dir.path().join("other"), b"").unwrap();

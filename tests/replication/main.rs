@@ -1,0 +1,14 @@
+//! Two nodes in one process, over real sockets and without mounts.
+//!
+//! The primary is fed the requests that a mount would pass on; the replica applies to its plain files. What
+//! needs real applications under real mounts is in `e2e`.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod catalog;
+mod copies;
+mod hostile;
+mod live;
+mod proxy;
+mod refusals;
+mod world;
