@@ -261,6 +261,51 @@ fn fuse_a_node_of_another_cluster_is_refused_with_both_ids() {
 }
 
 #[test]
+fn fuse_waiting_for_status_ends_when_the_replica_is_level() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut a, mut b) = two_nodes(&dir);
+    a.start();
+    a.insert(200);
+    b.start();
+    let output = b.run(&["status", "--wait", "--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(status["databases"][0]["position"], a.status()["databases"][0]["position"]);
+    assert_eq!(b.sql("SELECT count(*) FROM t").unwrap(), 200);
+    assert!(a.run(&["status", "--wait"]).status.success());
+}
+
+#[test]
+fn fuse_verify_and_export_agree_on_both_nodes_until_a_byte_changes() {
+    use std::os::unix::fs::FileExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let (mut a, mut b) = two_nodes(&dir);
+    a.start();
+    b.start();
+    a.insert(50);
+    assert!(b.run(&["status", "--wait"]).status.success());
+    wait_for("the replica to show all", || b.sql("SELECT count(*) FROM t").ok() == Some(50));
+    let verified = b.run(&["verify", "--json"]);
+    assert!(verified.status.success(), "{}", stderr(&verified));
+    let verified: serde_json::Value = serde_json::from_slice(&verified.stdout).unwrap();
+    assert!(verified["primary"].as_str().unwrap().starts_with("equal at "), "{verified}");
+    let copies = [&a, &b].map(|node| node.run(&["export", "x.db", "-"]).stdout);
+    assert!(!copies[0].is_empty() && copies[0] == copies[1]);
+    let backing = b.dir.join("data/files/x.db");
+    let file = fs::File::options().write(true).open(backing).unwrap();
+    file.write_all_at(b"?", 5000).unwrap();
+    let found = b.run(&["verify", "x.db"]);
+    assert_eq!(found.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&found.stdout).into_owned();
+    assert!(text.contains("pages that differ from their sums: 2"), "{text}");
+    let target = dir.path().join("copy.db");
+    let refused = b.run(&["export", "x.db", target.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("run `weir verify x.db`"), "{}", stderr(&refused));
+    assert!(!target.exists());
+}
+
+#[test]
 fn fuse_an_unmount_by_somebody_else_ends_the_daemon_with_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let mut a = lone_node(&dir);

@@ -1,18 +1,25 @@
 //! `weir status`: a running node, for people or as JSON.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar};
 
 use super::{Global, output};
 use crate::config::{ByteSize, Config};
+use crate::disk::clock;
 use crate::node::admin::Client;
 use crate::node::format_wall_ms;
-use crate::node::status::{DatabaseStatus, ReplicaStatus, Status};
+use crate::node::status::{CopyStatus, DatabaseStatus, ReplicaStatus, Status};
 
 const EXAMPLES: &str = "\
 Examples:
   weir status
   weir status --json | jq '.databases[] | {name, position, state}'
-  weir --config node-b.toml status";
+  weir --config node-b.toml status
+  weir status --wait           shows the copies under way, ends when replication is level";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -20,11 +27,30 @@ pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// First wait until replication is level: a replica with its primary, a primary's replicas with it
+    #[arg(long)]
+    wait: bool,
 }
+
+/// How often a node is asked while it is waited for.
+const WAIT_POLL: Duration = Duration::from_millis(200);
 
 pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     let config = Config::load(global.config.as_deref())?;
-    let status = Client::connect(&config.node.data)?.status()?;
+    let mut client = Client::connect(&config.node.data)?;
+    let mut status = client.status()?;
+    if args.wait {
+        let bars = MultiProgress::new();
+        let mut shown = HashMap::new();
+        let begin = clock::boottime();
+        // What was committed before this command began must be here.
+        while !status.is_level(clock::boottime().saturating_sub(begin)) {
+            show_copies(&bars, &mut shown, &status.copies);
+            thread::park_timeout(WAIT_POLL);
+            status = client.status()?;
+        }
+        bars.clear()?;
+    }
     let text = if args.json {
         format!("{}\n", serde_json::to_string_pretty(&status)?)
     } else {
@@ -32,6 +58,28 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     };
     output::print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A bar for each database that is being copied.
+fn show_copies(
+    bars: &MultiProgress,
+    shown: &mut HashMap<String, ProgressBar>,
+    copies: &[CopyStatus],
+) {
+    shown.retain(|name, bar| {
+        let goes_on = copies.iter().any(|copy| copy.name == *name);
+        if !goes_on {
+            bars.remove(bar);
+        }
+        goes_on
+    });
+    for copy in copies {
+        let bar = shown.entry(copy.name.clone()).or_insert_with(|| {
+            bars.add(output::progress(copy.pages_total.into(), &format!("copy {}", copy.name)))
+        });
+        bar.set_length(copy.pages_total.into());
+        bar.set_position(copy.pages.into());
+    }
 }
 
 fn as_text(status: &Status) -> String {
@@ -55,6 +103,10 @@ fn as_text(status: &Status) -> String {
             }
             None => "not yet level with the primary\n".to_owned(),
         };
+    }
+    for copy in &status.copies {
+        let percent = u64::from(copy.pages) * 100 / u64::from(copy.pages_total.max(1));
+        text += &format!("copying {}: {percent} % of {} pages\n", copy.name, copy.pages_total);
     }
     if let Some(error) = &status.follower_error {
         text += &format!("not following: {error}\n");

@@ -399,6 +399,10 @@ impl Signals {
                 }
                 tell.send_replace(true);
             }
+            terminate.recv().await;
+            // A stop that hangs: the next start recovers as after a crash.
+            error!("third signal, giving up at once");
+            std::process::exit(1);
         });
         Ok(Self { first, second })
     }

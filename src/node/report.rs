@@ -5,11 +5,13 @@ use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use super::identity::Identity;
-use super::status::{DatabaseStatus, NodeStatus, ReplicaDatabase, ReplicaStatus, Status};
+use super::status::{
+    CopyStatus, DatabaseStatus, NodeStatus, ReplicaDatabase, ReplicaStatus, Status,
+};
 use crate::config::Config;
 use crate::database::Database;
 use crate::disk::clock;
-use crate::replication::{Follower, FollowerStatus, Server};
+use crate::replication::{CopyProgress, Follower, FollowerStatus, Server};
 use crate::store::{Role, Store};
 
 /// What a report is made from.
@@ -52,6 +54,7 @@ impl Reporter {
             lag_ms: (lag_ms < i64::from(i32::MAX)).then_some(lag_ms),
             databases,
             replicas: self.server.iter().flat_map(|s| s.followers()).map(replica).collect(),
+            copies: following.iter().flat_map(|f| &f.copies).map(copy).collect(),
             follower_error: following.and_then(|following| following.error),
         }
     }
@@ -97,6 +100,11 @@ fn bytes_in(directory: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
     entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.blocks() * 512).sum()
+}
+
+fn copy(progress: &CopyProgress) -> CopyStatus {
+    let name = progress.name.to_string();
+    CopyStatus { name, pages: progress.pages, pages_total: progress.pages_total }
 }
 
 fn replica(follower: FollowerStatus) -> ReplicaStatus {

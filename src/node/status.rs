@@ -1,6 +1,7 @@
 //! What a node tells about itself: the content of `weir status --json`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,8 +23,34 @@ pub struct Status {
     pub databases: Vec<DatabaseStatus>,
     /// On the primary: who follows it.
     pub replicas: Vec<ReplicaStatus>,
+    /// On a replica: databases that are being copied as a whole.
+    pub copies: Vec<CopyStatus>,
     /// On a replica: why it does not follow, if it does not.
     pub follower_error: Option<String>,
+}
+
+/// A database on its way from the primary.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// Path below the mount.
+    pub name: String,
+    /// Pages that are settled.
+    pub pages: u32,
+    /// Pages there are.
+    pub pages_total: u32,
+}
+
+impl Status {
+    /// Whether the replicas that this node knows, itself included, have all there is; for a replica: all
+    /// that the primary had at some moment within the last `window`.
+    #[must_use]
+    pub fn is_level(&self, window: Duration) -> bool {
+        if self.role == "primary" {
+            return self.replicas.iter().all(|replica| replica.lag_transactions == 0);
+        }
+        let window_ms = i64::try_from(window.as_millis()).unwrap_or(i64::MAX);
+        self.copies.is_empty() && self.lag_ms.is_some_and(|lag_ms| lag_ms < window_ms)
+    }
 }
 
 /// Who a node is.

@@ -35,6 +35,7 @@ fn context(data: &Path) -> Context {
         lag_ms: None,
         databases: Vec::new(),
         replicas: Vec::new(),
+        copies: Vec::new(),
         follower_error: None,
     };
     Context {
