@@ -180,10 +180,11 @@ fn wait_for_dying(file: &File, holder: Option<&Holder>) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Whether a process is gone, is a zombie, or has a SIGKILL that it has not died of yet.
+/// Whether a process is a zombie with threads left, or has a SIGKILL that it has not died of yet. A process
+/// that cannot be seen is not dying: it may run in another container on the same data directory.
 fn is_dying(pid: u32) -> bool {
     const SIGKILL_BIT: u64 = 1 << 8;
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
     let field =
         |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map_or("", str::trim);
     let pending = |name| u64::from_str_radix(field(name), 16).unwrap_or(0) & SIGKILL_BIT != 0;
@@ -219,8 +220,13 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_alive_and_process_zero_is_not() {
+    fn a_live_process_and_one_out_of_sight_are_not_dying_a_killed_one_is() {
         assert!(!is_dying(std::process::id()));
-        assert!(is_dying(0));
+        assert!(!is_dying(0));
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        child.kill().unwrap();
+        // Not waited for yet: it is dying or a zombie.
+        assert!(is_dying(child.id()));
+        child.wait().unwrap();
     }
 }
