@@ -28,6 +28,8 @@ impl Store {
             self.forget(other_id)?;
         }
         if let Some(db) = self.by_id(id) {
+            // An apply under way would bring the file back under its old name.
+            let _claim = self.to_apply.claim(id);
             let before = db.name();
             if before != *name {
                 if self.shared.files.join(before.as_path()).exists() {
@@ -80,6 +82,8 @@ impl Store {
     /// A file could not be removed.
     pub fn forget(&self, id: DbId) -> Result<(), OpError> {
         let Some(db) = self.by_id(id) else { return Ok(()) };
+        // An apply under way would bring the file back.
+        let _claim = self.to_apply.claim(id);
         let name = db.name();
         if self.shared.files.join(name.as_path()).exists() {
             self.call(&db, Request::Remove { name: name.clone() })?;
@@ -99,6 +103,7 @@ impl Store {
     pub fn install(&self, db: &Database, image: &Path, pos: Pos) -> Result<(), OpError> {
         let image = Image::check(db, image, pos)?;
         let id = db.id().ok_or_else(|| OpError::NotTracked(db.name()))?;
+        let _claim = self.to_apply.claim(id);
         let name = db.name();
         db.begin_install()?;
         let path = self.shared.files.join(name.as_path());

@@ -22,6 +22,19 @@ pub(super) struct WorkQueue {
     changed: Condvar,
 }
 
+/// A database on which no thread of the queue works.
+#[derive(Debug)]
+pub(super) struct Claim<'a> {
+    queue: &'a WorkQueue,
+    id: DbId,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.queue.done(self.id);
+    }
+}
+
 impl WorkQueue {
     /// Work for a database; what is queued already stays as it is.
     pub(super) fn push(&self, id: DbId) {
@@ -68,9 +81,17 @@ impl WorkQueue {
     pub(super) fn done(&self, id: DbId) {
         let mut inner = self.inner.lock();
         inner.running.remove(&id);
-        if inner.queued.contains(&id) {
-            self.changed.notify_one();
+        // Those who claim wait on the same condition as the threads that work.
+        self.changed.notify_all();
+    }
+
+    /// Waits until no thread works on a database, and keeps it so while the claim lives.
+    pub(super) fn claim(&self, id: DbId) -> Claim<'_> {
+        let mut inner = self.inner.lock();
+        while !inner.running.insert(id) {
+            self.changed.wait(&mut inner);
         }
+        Claim { queue: self, id }
     }
 
     pub(super) fn close(&self) {
