@@ -243,12 +243,15 @@ impl Tree {
         Ok(special.attributes(&self.store, &self.backing, &root))
     }
 
-    /// The special file that the kernel knows by a number.
+    /// The special file that the kernel knows by a number. After a rename of its database the kernel may
+    /// remember it under a name that is another's by now.
     pub(super) fn special_node(&self, ino: u64) -> Result<Special, RequestError> {
         for link in self.nodes.links(ino) {
             let Some(parent) = self.nodes.directory_path(link.parent) else { continue };
             let path = super::backing::child_path(&parent, &link.name)?;
-            if let Some(special) = Special::named(&self.store, parent.is_empty(), &path) {
+            if let Some(special) = Special::named(&self.store, parent.is_empty(), &path)
+                && self.special_attributes(&special)?.is_some_and(|attr| attr.ino.0 == ino)
+            {
                 return Ok(special);
             }
         }
