@@ -5,5 +5,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    weir::disk::memory::limit();
     weir::cli::run()
 }

@@ -81,7 +81,14 @@ pub(super) fn prepare(
     name: &DbName,
     transaction: Transaction<'_>,
 ) -> Result<Option<Prepared>, OpError> {
-    SCRATCH.with_borrow_mut(|scratch| prepare_with(scratch, tracked, shared, name, transaction))
+    SCRATCH.with_borrow_mut(|scratch| {
+        let prepared = prepare_with(scratch, tracked, shared, name, transaction);
+        if scratch.buffer.capacity() > SCRATCH_BYTES_MAX {
+            // A large transaction's memory must not stay with each thread that served one.
+            *scratch = Scratch::default();
+        }
+        prepared
+    })
 }
 
 fn prepare_with(
@@ -101,7 +108,6 @@ fn prepare_with(
     let pages = with_grown(pages, before, commit, page_size);
 
     buffer.clear();
-    buffer.shrink_to(SCRATCH_BYTES_MAX);
     page_buffer.resize(page_size.bytes(), 0);
     let txid = pos.next_txid();
     let timestamp_ms = clock::wall_ms().max(tracked.timestamp_ms);

@@ -7,6 +7,7 @@ mod durable;
 pub mod fault;
 mod file;
 mod map;
+pub mod memory;
 
 pub use durable::{Dir, create_dir_durable, replace, sync_dir};
 pub use file::write_vectored_at;

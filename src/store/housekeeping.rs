@@ -9,7 +9,7 @@ use tracing::warn;
 use super::Store;
 use crate::client::{ClientError, Request};
 use crate::database::{Database, WriterIs};
-use crate::disk::clock;
+use crate::disk::{clock, memory};
 
 /// How often housekeeping looks around.
 const ROUND: Duration = Duration::from_secs(1);
@@ -17,6 +17,8 @@ const ROUND: Duration = Duration::from_secs(1);
 const REDO_BYTES_MAX: u64 = 64 << 20;
 /// Rounds after which a database is written back however little there is.
 const WRITE_BACK_ROUNDS: u64 = 15;
+/// Rounds after which unused memory is given back to the system.
+const GIVE_BACK_ROUNDS: u64 = 10;
 /// How long one wait for a writer's lock takes; then it is asked again.
 const UNLOCK_WAIT: Duration = Duration::from_secs(5);
 /// A file that is no known database yet is taken once it has not changed for so long and looks complete.
@@ -33,6 +35,9 @@ impl Store {
             }
             for db in self.databases() {
                 self.keep_house(&db, round);
+            }
+            if round.is_multiple_of(GIVE_BACK_ROUNDS) {
+                memory::give_back();
             }
         }
     }
