@@ -36,7 +36,8 @@ pub enum LogError {
 /// # Errors
 /// The directives cannot be read.
 pub fn init(directives: &str, format: Format) -> Result<(), LogError> {
-    let filter = EnvFilter::try_new(directives)
+    // An answer for a process that was killed meanwhile finds nobody; fuser calls that an error.
+    let filter = EnvFilter::try_new(format!("fuser::reply=off,{directives}"))
         .map_err(|source| LogError::Directives { directives: directives.to_owned(), source })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     let done = match format {

@@ -81,6 +81,11 @@ pub enum OpError {
     /// Not a database, or not one any more.
     #[error("{0}: not a tracked database")]
     NotTracked(DbName),
+    /// The file lost its header while the daemon was stopped. Replicas keep what they have.
+    #[error(
+        "{0}: its file is no SQLite database any more: put a good copy in its place, or remove it"
+    )]
+    HeaderIsGone(DbName),
     /// Durable records of the log are damaged.
     #[error("{0}: records of its log that were durable are damaged: the disk is at fault")]
     LogIsDamaged(DbName),
@@ -129,6 +134,7 @@ impl OpError {
             Self::TooLarge { .. } => libc::EFBIG,
             Self::Timeout { .. } => libc::EAGAIN,
             Self::NotTracked(_)
+            | Self::HeaderIsGone(_)
             | Self::LogIsDamaged(_)
             | Self::Sums(_)
             | Self::SumUnknown { .. }

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::idle::is_clean;
 use super::meta::Meta;
-use super::requests::{database_size, read_or_zeros, salt_pair};
+use super::requests::{database_size, open_regular, read_or_zeros, salt_pair};
 use super::state::{Files, State, Tracked, sums_path};
 use super::unlogged::WriterIs;
 use super::{Database, OpError, Shared, disk_error};
@@ -128,6 +128,15 @@ impl Database {
         let state = &mut *guard;
         let committed_pages = self.undo_hot_journal(state, &main)?;
         let sums_are_whole = self.replay_sums(state)?;
+        let has_pages = state.tracked.as_ref().is_some_and(|tracked| tracked.pages > 0);
+        if changed_offline && has_pages {
+            let file = open_regular(&main, false).map_err(disk_error("open database", &main))?;
+            let size = file.map_or(Ok(None), |file| database_size(&file));
+            if size.map_err(disk_error("read header", &main))?.is_none() {
+                // Taken for a removal it would remove the database from every replica.
+                return Err(OpError::HeaderIsGone(name));
+            }
+        }
         if changed_offline || committed_pages {
             // The file differs from the log in ways that only a comparison finds.
             state.foreign_writer = true;
