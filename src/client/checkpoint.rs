@@ -22,7 +22,7 @@ impl Wal {
         let Some(page_size) = header.page_size.filter(|_| header.frames != 0) else {
             return Ok(());
         };
-        let backfilled = self.block(0, paths)?.backfill();
+        let backfilled = self.index.prefix(paths)?.backfill();
         if header.frames <= backfilled {
             return Ok(());
         }
@@ -32,7 +32,7 @@ impl Wal {
         }
         // Readers of the database file alone hold mark 0. If there are any now, the next time will do.
         self.while_locked(LockRange::read(0), paths, |wal| {
-            wal.block(0, paths)?.set_backfill_attempted(safe);
+            wal.index.set_backfill_attempted(safe, paths)?;
             let pages = wal.latest_frames(backfilled, safe, header.pages, paths)?;
             wal.copy_back(&pages, page_size, main, paths)?;
             if safe == header.frames {
@@ -41,8 +41,7 @@ impl Wal {
                     main.file.set_len(len).map_err(at("truncate", &paths.main))?;
                 }
             }
-            wal.block(0, paths)?.set_backfill(safe);
-            Ok(())
+            wal.index.set_backfill(safe, paths)
         })?;
         Ok(())
     }
@@ -52,14 +51,13 @@ impl Wal {
     fn last_safe_frame(&mut self, header: &IndexHeader, paths: &Paths) -> Result<u32, ClientError> {
         let mut safe = header.frames;
         for mark in 1..READ_MARKS {
-            let frame = self.block(0, paths)?.read_mark(mark);
+            let frame = self.index.prefix(paths)?.read_mark(mark);
             if safe <= frame {
                 continue;
             }
             let moved = if mark == 1 { safe } else { READ_MARK_FREE };
             let free = self.while_locked(LockRange::read(mark), paths, |wal| {
-                wal.block(0, paths)?.set_read_mark(mark, moved);
-                Ok(())
+                wal.index.set_read_mark(mark, moved, paths)
             })?;
             if free.is_none() {
                 safe = frame;
@@ -79,7 +77,7 @@ impl Wal {
     ) -> Result<Vec<(PageNo, u32)>, ClientError> {
         let mut listed = Vec::with_capacity((to - from) as usize);
         for frame in from + 1..=to {
-            let page = self.block(Block::containing(frame), paths)?.page(frame);
+            let page = self.index.block(Block::containing(frame), paths)?.page(frame);
             let page = page.ok_or_else(|| paths.damaged("-shm"))?;
             if page.get() <= pages {
                 listed.push((page, frame));

@@ -7,6 +7,8 @@
 //! the last thread to go, and that is the lane, which waits for an answer from `/dev/fuse`, which is in the table. So a
 //! lane unshares the table first of all and closes its copy of everything but 0 to 2.
 //!
+//! For the same reason nothing under the mount is ever mapped into this process's memory (see [`super::index`]).
+//!
 //! What follows from that: a lane may use only descriptors that it opened itself. No file, socket or runtime from
 //! elsewhere comes near it, and nothing that wakes a task through a descriptor (tokio). Requests and answers are memory,
 //! and are waited for with futexes. It does not log.

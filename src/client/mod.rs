@@ -14,6 +14,7 @@
 mod api;
 mod checkpoint;
 mod files;
+mod index;
 mod lane;
 mod lock;
 mod pool;

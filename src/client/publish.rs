@@ -24,7 +24,7 @@ pub(super) fn publish(paths: &Paths, abandoned: Abandoned) -> Result<bool, Clien
     }
     let mut wal = Wal::borrow(wal, shm);
     // A header that is half written is no header: the next connection recovers, and finds the commit in the WAL.
-    let Some(mut header) = wal.header(paths)? else { return Ok(false) };
+    let Some(mut header) = wal.index.prefix(paths)?.header() else { return Ok(false) };
     let Some(wal_header) = wal.read_wal_header(paths)? else { return Ok(false) };
     let committed = header.frames;
     // The first writer of an empty WAL chooses salts that the index does not know before its commit.
@@ -38,7 +38,7 @@ pub(super) fn publish(paths: &Paths, abandoned: Abandoned) -> Result<bool, Clien
         read.map_err(at("read", &paths.wal))?;
         let found = FrameHeader::parse(&bytes).filter(|found| found.salts == abandoned.salts);
         let found = found.ok_or_else(|| paths.damaged("-wal"))?;
-        wal.list(paths, committed, frame, found.page)?;
+        wal.index.list(committed, frame, found.page, paths)?;
         header.chain = found.checksum;
         header.pages = found.commit;
     }
@@ -50,6 +50,7 @@ pub(super) fn publish(paths: &Paths, abandoned: Abandoned) -> Result<bool, Clien
     header.page_size = Some(wal_header.page_size);
     header.salts = abandoned.salts;
     header.big_endian = wal_header.order == WalByteOrder::Big;
-    wal.block(0, paths)?.set_header(&header);
+    wal.index.flush(paths)?;
+    wal.index.set_header(&header, paths)?;
     Ok(true)
 }

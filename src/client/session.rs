@@ -287,7 +287,8 @@ impl Session {
     /// held. SQLite wal.c, `sqlite3WalClose`.
     fn try_leave_wal(&mut self) -> Step<()> {
         let Mode::Wal { wal, .. } = &mut self.mode else { return Ok(()) };
-        let ours = leads_to(&self.paths.wal, &wal.wal) && leads_to(&self.paths.shm, &wal.shm);
+        let ours =
+            leads_to(&self.paths.wal, &wal.wal) && leads_to(&self.paths.shm, &wal.index.file);
         if !ours {
             // The database was renamed or replaced: the WAL is somebody else's to remove.
             return Err(Stop::Blocked { lock: "the name of the WAL", holder: None });

@@ -7,26 +7,20 @@ use std::os::unix::fs::FileExt as _;
 
 use super::api::{Change, ClientError, WalState};
 use super::files::{MainFile, Paths, Step, Stop, at, open_companion, read_at};
+use super::index::Index;
 use super::lock;
-use crate::disk::SharedMap;
-use crate::sqlite::shm::{
-    BLOCK_SIZE, BLOCK_WORDS, Block, IndexDamaged, IndexHeader, READ_MARK_FREE, READ_MARKS,
-};
+use crate::sqlite::shm::{Block, IndexHeader, READ_MARK_FREE, READ_MARKS};
 use crate::sqlite::{FrameHeader, LockRange, WalByteOrder, WalEncoder, WalHeader, WalHeaderError};
 use crate::types::{PageNo, PageSize};
 
 /// Frames are written in pieces of about this many bytes.
 pub(super) const CHUNK: usize = 1 << 20;
-/// SQLite extends `-shm` by one byte written into each of these, so that a full disk is noticed before the memory is
-/// touched.
-const SHM_PAGE: u64 = 4096;
 
 /// The open `-wal` and `-shm`.
 #[derive(Debug)]
 pub(super) struct Wal {
     pub(super) wal: File,
-    pub(super) shm: File,
-    blocks: Vec<SharedMap>,
+    pub(super) index: Index,
     pub(super) write: bool,
     pub(super) ckpt: bool,
     buffer: Vec<u8>,
@@ -39,13 +33,13 @@ impl Wal {
         let wal = open_companion(&paths.wal, &like)?;
         let shm = open_companion(&paths.shm, &like)?;
         join_users(&shm, paths)?;
-        let blocks = Vec::new();
-        Ok(Self { wal, shm, blocks, write: false, ckpt: false, buffer: Vec::new() })
+        Ok(Self::borrow(wal, shm))
     }
 
     /// Opens both files as they are, without joining: for a look on behalf of somebody who has joined.
     pub(super) fn borrow(wal: File, shm: File) -> Self {
-        Self { wal, shm, blocks: Vec::new(), write: false, ckpt: false, buffer: Vec::new() }
+        let index = Index::new(shm);
+        Self { wal, index, write: false, ckpt: false, buffer: Vec::new() }
     }
 
     /// Becomes the only writer. CKPT comes first, as in SQLite's own checkpoint, so that the two never wait for each
@@ -58,27 +52,28 @@ impl Wal {
         if !self.write {
             self.try_lock("WRITE", LockRange::WRITE, paths)?;
             self.write = true;
+            self.index.forget_copies();
         }
         Ok(())
     }
 
     pub(super) fn unlock_writer(&mut self, paths: &Paths) -> Result<(), ClientError> {
         if self.write {
-            lock::unlock(&self.shm, LockRange::WRITE).map_err(at("unlock", &paths.shm))?;
+            lock::unlock(&self.index.file, LockRange::WRITE).map_err(at("unlock", &paths.shm))?;
             self.write = false;
         }
         if self.ckpt {
-            lock::unlock(&self.shm, LockRange::CKPT).map_err(at("unlock", &paths.shm))?;
+            lock::unlock(&self.index.file, LockRange::CKPT).map_err(at("unlock", &paths.shm))?;
             self.ckpt = false;
         }
         Ok(())
     }
 
     fn try_lock(&self, name: &'static str, range: LockRange, paths: &Paths) -> Step<()> {
-        if lock::try_exclusive(&self.shm, range).map_err(at("lock", &paths.shm))? {
+        if lock::try_exclusive(&self.index.file, range).map_err(at("lock", &paths.shm))? {
             return Ok(());
         }
-        let holder = lock::holder(&self.shm, range).unwrap_or(None);
+        let holder = lock::holder(&self.index.file, range).unwrap_or(None);
         Err(Stop::Blocked { lock: name, holder })
     }
 
@@ -89,72 +84,38 @@ impl Wal {
         paths: &Paths,
         run: impl FnOnce(&mut Self) -> Result<T, ClientError>,
     ) -> Result<Option<T>, ClientError> {
-        if !lock::try_exclusive(&self.shm, range).map_err(at("lock", &paths.shm))? {
+        if !lock::try_exclusive(&self.index.file, range).map_err(at("lock", &paths.shm))? {
             return Ok(None);
         }
         let result = run(self);
-        lock::unlock(&self.shm, range).map_err(at("unlock", &paths.shm))?;
+        lock::unlock(&self.index.file, range).map_err(at("unlock", &paths.shm))?;
         result.map(Some)
-    }
-
-    /// A block of the wal-index, mapped when first asked for; the file grows if it must.
-    pub(super) fn block(&mut self, index: u32, paths: &Paths) -> Result<Block<'_>, ClientError> {
-        while self.blocks.len() <= index as usize {
-            let start = (self.blocks.len() * BLOCK_SIZE) as u64;
-            let end = start + BLOCK_SIZE as u64;
-            let len = self.shm.metadata().map_err(at("stat", &paths.shm))?.len();
-            for page in len / SHM_PAGE..end / SHM_PAGE {
-                let last_byte = (page + 1) * SHM_PAGE - 1;
-                self.shm.write_all_at(&[0], last_byte).map_err(at("extend", &paths.shm))?;
-            }
-            let map = SharedMap::new(&self.shm, start, BLOCK_SIZE);
-            self.blocks.push(map.map_err(at("map", &paths.shm))?);
-        }
-        let words = self.blocks[index as usize].words::<BLOCK_WORDS>();
-        Ok(Block::new(index, words.expect("BUG: a block is mapped whole")))
-    }
-
-    /// The header that the index has now; `None` if it is not valid.
-    pub(super) fn header(&mut self, paths: &Paths) -> Result<Option<IndexHeader>, ClientError> {
-        Ok(self.block(0, paths)?.header())
     }
 
     /// The header, after rebuilding the index if it is not valid. The caller is the writer, so it is not just being
     /// written.
     pub(super) fn valid_header(&mut self, paths: &Paths) -> Step<IndexHeader> {
         debug_assert!(self.write && self.ckpt, "only a writer recovers");
-        if let Some(header) = self.header(paths)? {
+        if let Some(header) = self.index.prefix(paths)?.header() {
             return Ok(header);
         }
         self.try_lock("RECOVER", LockRange::RECOVER, paths)?;
         let recovered = self.recover(paths);
-        lock::unlock(&self.shm, LockRange::RECOVER).map_err(at("unlock", &paths.shm))?;
+        lock::unlock(&self.index.file, LockRange::RECOVER).map_err(at("unlock", &paths.shm))?;
         Ok(recovered?)
     }
 
     /// What others see of the WAL.
-    pub(super) fn state(&mut self, paths: &Paths) -> Result<WalState, ClientError> {
-        let block = self.block(0, paths)?;
-        let header = block.header().unwrap_or_default();
+    pub(super) fn state(&self, paths: &Paths) -> Result<WalState, ClientError> {
+        let prefix = self.index.prefix(paths)?;
+        let header = prefix.header().unwrap_or_default();
         Ok(WalState {
             salts: header.salts,
             frames: header.frames,
-            backfilled: block.backfill().min(header.frames),
+            backfilled: prefix.backfill().min(header.frames),
             pages: header.pages,
             chain: header.chain,
         })
-    }
-
-    /// Lists frames in the index; nobody sees them before the header says that they are there.
-    pub(super) fn list(
-        &mut self,
-        paths: &Paths,
-        committed: u32,
-        frame: u32,
-        page: PageNo,
-    ) -> Result<(), ClientError> {
-        let block = self.block(Block::containing(frame), paths)?;
-        block.append(frame, page, committed).map_err(|IndexDamaged { .. }| paths.damaged("-shm"))
     }
 
     /// Rebuilds the index from the WAL. SQLite wal.c, `walIndexRecover`.
@@ -165,18 +126,18 @@ impl Wal {
             header.salts = wal.salts;
             self.list_valid_frames(&wal, &mut header, paths)?;
         }
-        let block = self.block(0, paths)?;
-        block.set_header(&header);
-        block.set_backfill(0);
-        block.set_backfill_attempted(header.frames);
-        block.set_read_mark(0, 0);
+        self.index.make_whole(0, paths)?;
+        self.index.flush(paths)?;
+        self.index.set_header(&header, paths)?;
+        self.index.set_backfill(0, paths)?;
+        self.index.set_backfill_attempted(header.frames, paths)?;
+        self.index.set_read_mark(0, 0, paths)?;
         for mark in 1..READ_MARKS {
-            let frames =
-                if mark == 1 && header.frames != 0 { header.frames } else { READ_MARK_FREE };
+            let has_frames = mark == 1 && header.frames != 0;
+            let frames = if has_frames { header.frames } else { READ_MARK_FREE };
             // A mark that a reader uses stays: it has seen the same frames.
             self.while_locked(LockRange::read(mark), paths, |wal| {
-                wal.block(0, paths)?.set_read_mark(mark, frames);
-                Ok(())
+                wal.index.set_read_mark(mark, frames, paths)
             })?;
         }
         Ok(header)
@@ -213,7 +174,7 @@ impl Wal {
                 let Some((found, after)) = wal.verify(chain, head, image) else { return Ok(()) };
                 frame += 1;
                 chain = after;
-                self.list(paths, header.frames, frame, found.page)?;
+                self.index.list(header.frames, frame, found.page, paths)?;
                 if found.commit != 0 {
                     header.frames = frame;
                     header.pages = found.commit;
@@ -234,31 +195,33 @@ impl Wal {
         &mut self,
         header: &mut IndexHeader,
         paths: &Paths,
-    ) -> Result<bool, ClientError> {
-        let backfilled = self.block(0, paths)?.backfill();
+    ) -> Result<(), ClientError> {
+        let backfilled = self.index.prefix(paths)?.backfill();
         if backfilled == 0 || backfilled < header.frames {
-            return Ok(false);
+            return Ok(());
         }
         let mut restarted = *header;
         restarted.frames = 0;
         restarted.salts = header.salts.next(rand::random());
         let done = self.while_locked(LockRange::READERS_OF_WAL, paths, |wal| {
-            let block = wal.block(0, paths)?;
-            block.set_header(&restarted);
-            block.set_backfill(0);
-            block.set_backfill_attempted(0);
-            block.set_read_mark(1, 0);
-            (2..READ_MARKS).for_each(|mark| block.set_read_mark(mark, READ_MARK_FREE));
-            Ok(())
+            wal.index.restart(&restarted, paths)
         })?;
         if done.is_some() {
             *header = restarted;
         }
-        Ok(done.is_some())
+        Ok(())
     }
 
     /// Appends a change as one transaction and makes it visible. SQLite wal.c, `walFrames`.
     pub(super) fn append(&mut self, change: &Change, paths: &Paths) -> Step<()> {
+        let appended = self.try_append(change, paths);
+        if appended.is_err() {
+            self.index.forget_copies();
+        }
+        appended
+    }
+
+    fn try_append(&mut self, change: &Change, paths: &Paths) -> Step<()> {
         let mut header = self.valid_header(paths)?;
         self.restart_if_possible(&mut header, paths)?;
         let committed = header.frames;
@@ -291,15 +254,15 @@ impl Wal {
         let mut frame = committed;
         for (page, _) in &change.pages {
             frame += 1;
-            self.list(paths, committed, frame, *page)?;
+            self.index.list(committed, frame, *page, paths)?;
         }
+        self.index.flush(paths)?;
         header.change = header.change.wrapping_add(1);
         header.frames = frame;
         header.pages = change.commit;
         header.page_size = Some(change.page_size);
         header.chain = encoder.chain();
-        self.block(0, paths)?.set_header(&header);
-        Ok(())
+        Ok(self.index.set_header(&header, paths)?)
     }
 
     /// The image of a page as readers see it now.
@@ -313,7 +276,7 @@ impl Wal {
         let header = self.valid_header(paths)?;
         let mut image = vec![0; page_size.bytes()];
         for index in (0..=Block::containing(header.frames)).rev() {
-            let found = self.block(index, paths)?.find(page, header.frames);
+            let found = self.index.block(index, paths)?.find(page, header.frames);
             if let Some(frame) = found.map_err(|_| paths.damaged("-shm"))? {
                 let offset = FrameHeader::offset(page_size, frame) + FrameHeader::SIZE as u64;
                 let read = self.wal.read_exact_at(&mut image, offset);

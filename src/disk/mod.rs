@@ -1,4 +1,4 @@
-//! Durable file operations, clocks and the shared mapping: the unsafe and the fsyncs, done once.
+//! Durable file operations and clocks: the unsafe and the fsyncs, done once.
 //!
 //! Called by every room that touches the disk. Nothing here knows SQLite or replication.
 
@@ -6,9 +6,7 @@ pub mod clock;
 mod durable;
 pub mod fault;
 mod file;
-mod map;
 pub mod memory;
 
 pub use durable::{Dir, create_dir_durable, replace, sync_dir};
 pub use file::write_vectored_at;
-pub use map::SharedMap;

@@ -14,33 +14,45 @@
 //!                                                  16  frames of the WAL ("mxFrame")
 //! ```
 //! Numbers are in the machine's own byte order. A slot holds a frame's position in its block, counted from 1; 0 is free.
-//! The memory is shared with other processes, so every access is atomic and nothing read from it is trusted to be in
-//! range. Only the holder of WRITE appends. Source: SQLite walformat, wal.c.
+//! The memory is shared with other processes, so nothing in it is trusted to be in range. Only the holder of WRITE
+//! appends. Source: SQLite walformat, wal.c.
 
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::ops::Range;
 
 use super::wal::{Salts, WalByteOrder, WalChecksum};
 use crate::types::{PageNo, PageSize};
 
-/// Length of a block in bytes: the unit in which `-shm` is mapped.
+/// Length of a block in bytes.
 pub const BLOCK_SIZE: usize = 32 * 1024;
-/// Length of a block in words.
-pub const BLOCK_WORDS: usize = BLOCK_SIZE / 4;
 /// Number of read marks.
 pub const READ_MARKS: u32 = 5;
 /// Value of a read mark that no reader uses.
 pub const READ_MARK_FREE: u32 = u32::MAX;
 
+/// Length of both copies of the header.
+pub const HEADERS_SIZE: usize = 2 * HEADER_SIZE;
+/// Where the number of frames copied back is.
+pub const BACKFILL_AT: u64 = 96;
+/// Where the number of frames about to be copied back is.
+pub const BACKFILL_ATTEMPTED_AT: u64 = 128;
+/// Length of what block 0 has before its page numbers.
+pub const PREFIX_SIZE: usize = 136;
+
+/// Where a read mark is.
+#[must_use]
+pub const fn read_mark_at(mark: u32) -> u64 {
+    BACKFILL_AT + 4 + 4 * mark as u64
+}
+
+const BLOCK_WORDS: usize = BLOCK_SIZE / 4;
+const HEADER_SIZE: usize = 4 * HEADER_WORDS;
 const VERSION: u32 = 3_007_000;
 /// Words of one header.
 const HEADER_WORDS: usize = 12;
 /// Words of the header that its checksum covers.
 const SUMMED_WORDS: usize = 10;
-const BACKFILL: usize = 2 * HEADER_WORDS;
-const READ_MARK: usize = BACKFILL + 1;
-const BACKFILL_ATTEMPTED: usize = READ_MARK + READ_MARKS as usize + 2;
 /// Words of block 0 before its page numbers.
-const PREFIX_WORDS: usize = BACKFILL_ATTEMPTED + 2;
+const PREFIX_WORDS: usize = PREFIX_SIZE / 4;
 
 const FRAMES_PER_BLOCK: u32 = 4096;
 #[allow(clippy::cast_possible_truncation, reason = "34 words")]
@@ -80,6 +92,16 @@ impl IndexHeader {
     #[must_use]
     pub fn order(&self) -> WalByteOrder {
         if self.big_endian { WalByteOrder::Big } else { WalByteOrder::Little }
+    }
+
+    /// The bytes of both copies.
+    #[must_use]
+    pub fn encode(&self) -> [u8; HEADERS_SIZE] {
+        let mut bytes = [0; HEADERS_SIZE];
+        let words = self.to_words();
+        let both = bytes.as_chunks_mut::<4>().0.iter_mut().zip(words.iter().chain(&words));
+        both.for_each(|(bytes, word)| *bytes = word_bytes(*word));
+        bytes
     }
 
     #[allow(clippy::host_endian_bytes, reason = "the wal-index is in the machine's own order")]
@@ -139,18 +161,56 @@ fn sum(words: &[u32; HEADER_WORDS]) -> WalChecksum {
     })
 }
 
-/// One block of a wal-index in shared memory.
+/// What block 0 has before its page numbers, as it was at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Block<'a> {
-    words: &'a [AtomicU32; BLOCK_WORDS],
-    index: u32,
+pub struct Prefix([u32; PREFIX_WORDS]);
+
+impl Prefix {
+    /// Takes the bytes from the start of a wal-index.
+    #[must_use]
+    pub fn new(bytes: &[u8; PREFIX_SIZE]) -> Self {
+        let words = bytes.as_chunks::<4>().0;
+        Self(std::array::from_fn(|n| bytes_word(words[n])))
+    }
+
+    /// The header; `None` if it is not valid, or was being written at that moment. SQLite wal.c, `walIndexTryHdr`.
+    #[must_use]
+    pub fn header(&self) -> Option<IndexHeader> {
+        let (copies, _) = self.0.as_chunks::<HEADER_WORDS>();
+        if copies[0] == copies[1] { IndexHeader::from_words(&copies[0]) } else { None }
+    }
+
+    /// Frames that are copied back into the database.
+    #[must_use]
+    pub fn backfill(&self) -> u32 {
+        self.0[2 * HEADER_WORDS]
+    }
+
+    /// The last frame that readers at a mark use.
+    #[must_use]
+    pub fn read_mark(&self, mark: u32) -> u32 {
+        self.0[2 * HEADER_WORDS + 1 + mark.min(READ_MARKS - 1) as usize]
+    }
 }
 
-impl<'a> Block<'a> {
-    /// Block number `index` of a wal-index.
+/// A copy of one block's page numbers and hash table. Only the holder of WRITE changes either, so a copy that it made
+/// stays right while it holds that.
+#[derive(Clone, Debug)]
+pub struct Block {
+    index: u32,
+    words: Vec<u32>,
+    /// Words that differ from what was copied.
+    changed: Option<Range<usize>>,
+}
+
+impl Block {
+    /// A copy of block number `index`; bytes that are missing are zeros.
     #[must_use]
-    pub fn new(index: u32, words: &'a [AtomicU32; BLOCK_WORDS]) -> Self {
-        Self { words, index }
+    pub fn new(index: u32, bytes: &[u8]) -> Self {
+        let mut words: Vec<u32> =
+            bytes.as_chunks::<4>().0.iter().map(|word| bytes_word(*word)).collect();
+        words.resize(BLOCK_WORDS, 0);
+        Self { index, words, changed: None }
     }
 
     /// The block that lists a frame; frames count from 1.
@@ -162,8 +222,14 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// Which block this is.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
     /// Frames before this block.
-    fn frames_before(self) -> u32 {
+    fn frames_before(&self) -> u32 {
         match self.index.checked_sub(1) {
             None => 0,
             Some(whole) => FRAMES_IN_FIRST_BLOCK + whole * FRAMES_PER_BLOCK,
@@ -171,49 +237,53 @@ impl<'a> Block<'a> {
     }
 
     /// Words before the page numbers.
-    fn prefix(self) -> usize {
+    fn prefix(&self) -> usize {
         if self.index == 0 { PREFIX_WORDS } else { 0 }
     }
 
-    fn page_word(self, position: u32) -> Option<&'a AtomicU32> {
+    /// The word that lists the page of the frame at a position, counted from 1.
+    fn page_word(&self, position: u32) -> Option<usize> {
         let capacity = if self.index == 0 { FRAMES_IN_FIRST_BLOCK } else { FRAMES_PER_BLOCK };
         let zero_based = position.checked_sub(1).filter(|at| *at < capacity)?;
-        self.words.get(self.prefix() + zero_based as usize)
+        Some(self.prefix() + zero_based as usize)
     }
 
-    fn slot(self, key: u32) -> u32 {
-        let word = self.words[FIRST_SLOT_WORD + (key / 2) as usize].load(Ordering::Acquire);
-        (word >> slot_shift(key)) & 0xffff
+    fn set_word(&mut self, at: usize, value: u32) {
+        self.words[at] = value;
+        let changed = self.changed.take().unwrap_or(at..at);
+        self.changed = Some(changed.start.min(at)..changed.end.max(at + 1));
     }
 
-    /// Only the holder of WRITE stores slots, so the other half of the word cannot change meanwhile.
-    fn set_slot(self, key: u32, value: u32) {
-        let word = &self.words[FIRST_SLOT_WORD + (key / 2) as usize];
-        let rest = word.load(Ordering::Relaxed) & !(0xffff << slot_shift(key));
-        word.store(rest | (value << slot_shift(key)), Ordering::Release);
+    fn slot(&self, key: u32) -> u32 {
+        (self.words[FIRST_SLOT_WORD + (key / 2) as usize] >> slot_shift(key)) & 0xffff
+    }
+
+    fn set_slot(&mut self, key: u32, value: u32) {
+        let at = FIRST_SLOT_WORD + (key / 2) as usize;
+        let rest = self.words[at] & !(0xffff << slot_shift(key));
+        self.set_word(at, rest | (value << slot_shift(key)));
     }
 
     /// The page in a frame of this block; `None` if none is listed.
     #[must_use]
-    pub fn page(self, frame: u32) -> Option<PageNo> {
+    pub fn page(&self, frame: u32) -> Option<PageNo> {
         let position = frame.checked_sub(self.frames_before())?;
-        self.page_word(position).and_then(|word| PageNo::new(word.load(Ordering::Acquire)))
+        self.page_word(position).and_then(|at| PageNo::new(self.words[at]))
     }
 
-    /// Lists a frame. The holder of WRITE calls this before the header says that the frame is there.
-    /// `committed` is the header's number of frames: entries beyond it are left-overs of a dead writer.
+    /// Lists a frame. `committed` is the header's number of frames: entries beyond it are left-overs of a dead writer.
     ///
     /// SQLite wal.c, `walIndexAppend`.
     ///
     /// # Errors
     /// The block does not list this frame, or is full where it must not be.
-    pub fn append(self, frame: u32, page: PageNo, committed: u32) -> Result<(), IndexDamaged> {
+    pub fn append(&mut self, frame: u32, page: PageNo, committed: u32) -> Result<(), IndexDamaged> {
         let damaged = IndexDamaged { frame };
         let position = frame.checked_sub(self.frames_before()).ok_or(IndexDamaged { frame })?;
         let page_word = self.page_word(position).ok_or(IndexDamaged { frame })?;
         if position == 1 {
-            self.words[self.prefix()..].iter().for_each(|word| word.store(0, Ordering::Relaxed));
-        } else if page_word.load(Ordering::Relaxed) != 0 {
+            self.clear();
+        } else if self.words[page_word] != 0 {
             self.forget_beyond(committed);
         }
         let mut key = first_key(page);
@@ -225,15 +295,19 @@ impl<'a> Block<'a> {
             }
             key = next_key(key);
         }
-        page_word.store(page.get(), Ordering::Release);
+        self.set_word(page_word, page.get());
         self.set_slot(key, position);
         Ok(())
     }
 
-    /// Removes the entries of frames that were never committed, if this block lists the last one that was.
-    ///
-    /// SQLite wal.c, `walCleanupHash`.
-    pub fn forget_beyond(self, committed: u32) {
+    fn clear(&mut self) {
+        let prefix = self.prefix();
+        self.words[prefix..].fill(0);
+        self.changed = Some(prefix..BLOCK_WORDS);
+    }
+
+    /// Removes the entries of frames that were never committed. SQLite wal.c, `walCleanupHash`.
+    fn forget_beyond(&mut self, committed: u32) {
         let kept = committed.saturating_sub(self.frames_before());
         for key in 0..SLOTS {
             if kept < self.slot(key) {
@@ -241,8 +315,7 @@ impl<'a> Block<'a> {
             }
         }
         let first = self.prefix() + kept as usize;
-        let words = self.words.get(first..FIRST_SLOT_WORD).unwrap_or_default();
-        words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        (first..FIRST_SLOT_WORD).for_each(|at| self.set_word(at, 0));
     }
 
     /// The last frame of this block up to `last` that holds a page.
@@ -251,7 +324,7 @@ impl<'a> Block<'a> {
     ///
     /// # Errors
     /// The hash table has no free slot, which ends no search.
-    pub fn find(self, page: PageNo, last: u32) -> Result<Option<u32>, IndexDamaged> {
+    pub fn find(&self, page: PageNo, last: u32) -> Result<Option<u32>, IndexDamaged> {
         let mut found = None;
         let mut key = first_key(page);
         for _ in 0..SLOTS {
@@ -267,67 +340,25 @@ impl<'a> Block<'a> {
         }
         Err(IndexDamaged { frame: self.frames_before() })
     }
+
+    /// What changed since the copy was made or this was last asked: where in the wal-index, and the bytes.
+    #[must_use]
+    pub fn take_changes(&mut self) -> Option<(u64, Vec<u8>)> {
+        let changed = self.changed.take()?;
+        let offset = u64::from(self.index) * BLOCK_SIZE as u64 + 4 * changed.start as u64;
+        let bytes = self.words[changed].iter().flat_map(|word| word_bytes(*word)).collect();
+        Some((offset, bytes))
+    }
 }
 
-/// What block 0 has besides page numbers.
-impl Block<'_> {
-    fn load_header(self, copy: usize) -> [u32; HEADER_WORDS] {
-        std::array::from_fn(|n| self.words[copy * HEADER_WORDS + n].load(Ordering::Relaxed))
-    }
+#[allow(clippy::host_endian_bytes, reason = "the wal-index is in the machine's own order")]
+fn word_bytes(word: u32) -> [u8; 4] {
+    word.to_ne_bytes()
+}
 
-    /// Reads the header; `None` if it is not valid, or is being written just now.
-    ///
-    /// SQLite wal.c, `walIndexTryHdr`: the copies are read in the order opposite to the writer's.
-    #[must_use]
-    pub fn header(self) -> Option<IndexHeader> {
-        debug_assert_eq!(self.index, 0, "only block 0 has the header");
-        let first = self.load_header(0);
-        fence(Ordering::SeqCst);
-        let second = self.load_header(1);
-        if first == second { IndexHeader::from_words(&first) } else { None }
-    }
-
-    /// Writes both copies of the header: what is listed so far becomes visible to other connections.
-    ///
-    /// SQLite wal.c, `walIndexWriteHdr`.
-    pub fn set_header(self, header: &IndexHeader) {
-        debug_assert_eq!(self.index, 0, "only block 0 has the header");
-        let words = header.to_words();
-        for copy in [1, 0] {
-            fence(Ordering::SeqCst);
-            for (n, word) in words.iter().enumerate() {
-                self.words[copy * HEADER_WORDS + n].store(*word, Ordering::Relaxed);
-            }
-        }
-        fence(Ordering::SeqCst);
-    }
-
-    /// Frames that are copied back into the database.
-    #[must_use]
-    pub fn backfill(self) -> u32 {
-        self.words[BACKFILL].load(Ordering::SeqCst)
-    }
-
-    /// Says how many frames are copied back.
-    pub fn set_backfill(self, frames: u32) {
-        self.words[BACKFILL].store(frames, Ordering::SeqCst);
-    }
-
-    /// Says how many frames are about to be copied back.
-    pub fn set_backfill_attempted(self, frames: u32) {
-        self.words[BACKFILL_ATTEMPTED].store(frames, Ordering::SeqCst);
-    }
-
-    /// The last frame that readers at a mark use.
-    #[must_use]
-    pub fn read_mark(self, mark: u32) -> u32 {
-        self.words[READ_MARK + mark.min(READ_MARKS - 1) as usize].load(Ordering::SeqCst)
-    }
-
-    /// Moves a read mark; its lock must be held exclusively.
-    pub fn set_read_mark(self, mark: u32, frame: u32) {
-        self.words[READ_MARK + mark.min(READ_MARKS - 1) as usize].store(frame, Ordering::SeqCst);
-    }
+#[allow(clippy::host_endian_bytes, reason = "the wal-index is in the machine's own order")]
+fn bytes_word(bytes: [u8; 4]) -> u32 {
+    u32::from_ne_bytes(bytes)
 }
 
 fn first_key(page: PageNo) -> u32 {
@@ -353,23 +384,6 @@ mod tests {
     use super::*;
     use crate::sqlite::{FrameHeader, WalHeader};
 
-    fn blank() -> Box<[AtomicU32; BLOCK_WORDS]> {
-        let words: Vec<AtomicU32> = (0..BLOCK_WORDS).map(|_| AtomicU32::new(0)).collect();
-        words.into_boxed_slice().try_into().unwrap()
-    }
-
-    #[allow(clippy::host_endian_bytes, reason = "the wal-index is in the machine's own order")]
-    fn blocks(shm: &[u8]) -> Vec<Box<[AtomicU32; BLOCK_WORDS]>> {
-        let load = |block: &[u8]| {
-            let words = blank();
-            for (word, bytes) in words.iter().zip(block.as_chunks::<4>().0) {
-                word.store(u32::from_ne_bytes(*bytes), Ordering::Relaxed);
-            }
-            words
-        };
-        shm.chunks_exact(BLOCK_SIZE).map(load).collect()
-    }
-
     fn page(n: u32) -> PageNo {
         PageNo::new(n).unwrap()
     }
@@ -388,14 +402,17 @@ mod tests {
         )
         .unwrap();
         let wal = std::fs::read(dir.path().join("x.db-wal")).unwrap();
-        let shm = blocks(&std::fs::read(dir.path().join("x.db-shm")).unwrap());
-        let block = |n: u32| Block::new(n, &shm[n as usize]);
-        let header = block(0).header().unwrap();
+        let shm = std::fs::read(dir.path().join("x.db-shm")).unwrap();
+        let blocks: Vec<Block> =
+            shm.chunks(BLOCK_SIZE).zip(0..).map(|(bytes, n)| Block::new(n, bytes)).collect();
+        let block = |n: u32| &blocks[n as usize];
+        let prefix = Prefix::new(shm[..PREFIX_SIZE].try_into().unwrap());
+        let header = prefix.header().unwrap();
         let wal_header = WalHeader::parse(&wal).unwrap();
         assert_eq!(header.page_size, PageSize::new(512));
         assert_eq!((header.salts, header.order()), (wal_header.salts, wal_header.order));
         assert_eq!(header.frames, wal_header.frames(wal.len() as u64));
-        assert_eq!(block(0).backfill(), 0);
+        assert_eq!((prefix.backfill(), prefix.read_mark(0)), (0, 0));
         let mut latest = BTreeMap::new();
         for frame in 1..=header.frames {
             let at = usize::try_from(wal_header.frame_offset(frame)).unwrap();
@@ -411,33 +428,35 @@ mod tests {
             assert_eq!(found, Some(frame), "{page}");
         }
         // What we would write is what SQLite wrote.
-        let ours = blank();
-        Block::new(0, &ours).set_header(&header);
-        let (ours, theirs) = (Block::new(0, &ours).load_header(0), block(0).load_header(1));
-        assert_eq!(ours[..1], theirs[..1]);
-        assert_eq!(ours[2..10], theirs[2..10]);
+        assert_eq!(header.encode(), shm[..HEADERS_SIZE]);
+        let mut ours = Block::new(0, &[]);
+        for frame in 1..=4062 {
+            ours.append(frame, block(0).page(frame).unwrap(), 0).unwrap();
+        }
+        let (offset, bytes) = ours.take_changes().unwrap();
+        assert_eq!(offset, PREFIX_SIZE as u64);
+        assert!(bytes == shm[PREFIX_SIZE..BLOCK_SIZE]);
+        assert_eq!(ours.take_changes(), None);
     }
 
     #[test]
-    fn sqlite_reads_what_is_appended_beyond_the_first_block() {
-        let shm = [blank(), blank(), blank()];
-        let block = |n: u32| Block::new(n, &shm[n as usize]);
+    fn frames_beyond_the_first_block_are_found() {
+        let mut blocks = [0, 1, 2].map(|n| Block::new(n, &[]));
         for frame in 1..=10_000 {
-            let listed = block(Block::containing(frame));
+            let listed = &mut blocks[Block::containing(frame) as usize];
             listed.append(frame, page(frame % 3000 + 1), 0).unwrap();
         }
         assert_eq!((Block::containing(4062), Block::containing(4063)), (0, 1));
         assert_eq!((Block::containing(8158), Block::containing(8159)), (1, 2));
-        assert_eq!(block(2).find(page(1001), 10_000), Ok(Some(10_000)));
-        assert_eq!(block(2).find(page(1001), 9_999), Ok(None));
-        assert_eq!(block(1).find(page(1001), 9_999), Ok(Some(7_000)));
+        assert_eq!(blocks[2].find(page(1001), 10_000), Ok(Some(10_000)));
+        assert_eq!(blocks[2].find(page(1001), 9_999), Ok(None));
+        assert_eq!(blocks[1].find(page(1001), 9_999), Ok(Some(7_000)));
     }
 
     #[test]
     fn a_header_is_the_same_after_writing_and_reading() {
-        let words = blank();
-        let block = Block::new(0, &words);
-        assert_eq!(block.header(), None);
+        let mut bytes = [0; PREFIX_SIZE];
+        assert_eq!(Prefix::new(&bytes).header(), None);
         for size in [None, PageSize::new(512), PageSize::new(32768), Some(PageSize::MAX)] {
             let header = IndexHeader {
                 change: 3,
@@ -448,19 +467,18 @@ mod tests {
                 chain: WalChecksum(6, 7),
                 salts: Salts([8; 8]),
             };
-            block.set_header(&header);
-            assert_eq!(block.header(), Some(header));
+            bytes[..HEADERS_SIZE].copy_from_slice(&header.encode());
+            assert_eq!(Prefix::new(&bytes).header(), Some(header));
         }
-        words[4].store(9, Ordering::Relaxed);
-        assert_eq!(block.header(), None);
-        words[HEADER_WORDS + 4].store(9, Ordering::Relaxed);
-        assert_eq!(block.header(), None);
+        bytes[16] = 9;
+        assert_eq!(Prefix::new(&bytes).header(), None, "the copies differ");
+        bytes[48 + 16] = 9;
+        assert_eq!(Prefix::new(&bytes).header(), None, "the checksum does not match");
     }
 
     #[test]
     fn frames_of_a_dead_writer_are_forgotten() {
-        let words = blank();
-        let block = Block::new(0, &words);
+        let mut block = Block::new(0, &[]);
         for frame in 1..=10 {
             block.append(frame, page(frame), 0).unwrap();
         }
@@ -474,23 +492,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_words_make_the_index_panic(
+        fn no_bytes_make_the_index_panic(
             seed in any::<u32>(), frame in any::<u32>(), n in 1u32.., committed in any::<u32>(), index in 0u32..3,
         ) {
-            let words = blank();
             let mut state = seed | 1;
-            for word in words.iter() {
+            let garbage = std::iter::repeat_with(|| {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                word.store(state, Ordering::Relaxed);
-            }
-            let block = Block::new(index, &words);
+                state.to_be_bytes()[0]
+            });
+            let bytes: Vec<u8> = garbage.take(BLOCK_SIZE).collect();
+            let mut block = Block::new(index, &bytes);
             let _found = block.find(page(n), frame);
             let _page = block.page(frame);
             let _appended = block.append(frame, page(n), committed);
             let _appended = block.append(frame % 12_000, page(n), committed);
-            if index == 0 {
-                let _header = block.header();
-            }
+            let _changes = block.take_changes();
+            let _header = Prefix::new(bytes[..PREFIX_SIZE].try_into().unwrap()).header();
         }
     }
 }
