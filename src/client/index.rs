@@ -28,11 +28,14 @@ pub(super) struct Index {
     pub(super) file: File,
     /// Copies of blocks; right only while WRITE is held.
     copies: Vec<Block>,
+    /// The file is at least this long: nobody truncates it while we are one of its users. Asking the file each time
+    /// would cost two requests to the mount.
+    len_known: u64,
 }
 
 impl Index {
     pub(super) fn new(file: File) -> Self {
-        Self { file, copies: Vec::new() }
+        Self { file, copies: Vec::new(), len_known: 0 }
     }
 
     /// Another process may have written: what is copied is not right any more.
@@ -106,7 +109,7 @@ impl Index {
                 let mut bytes = vec![0; BLOCK_SIZE];
                 let offset = u64::from(index) * BLOCK_SIZE as u64;
                 read_at(&self.file, &mut bytes, offset).map_err(at("read", &paths.shm))?;
-                self.copies.push(Block::new(index, &bytes));
+                self.copies.push(Block::new(index, bytes));
                 self.copies.len() - 1
             }
         };
@@ -129,25 +132,33 @@ impl Index {
     /// the next transaction goes on there.
     pub(super) fn flush(&mut self, paths: &Paths) -> Result<(), ClientError> {
         self.copies.sort_by_key(Block::index);
-        for n in 0..self.copies.len() {
-            if let Some((offset, bytes)) = self.copies[n].take_changes() {
-                self.make_whole(self.copies[n].index(), paths)?;
-                self.write(&bytes, offset, paths)?;
+        let mut copies = std::mem::take(&mut self.copies);
+        let written = copies.iter_mut().try_for_each(|copy| {
+            self.make_whole(copy.index(), paths)?;
+            match copy.take_changes() {
+                Some((offset, bytes)) => self.write(bytes, offset, paths),
+                None => Ok(()),
             }
-        }
+        });
+        self.copies = copies;
+        written?;
         self.copies.drain(..self.copies.len().saturating_sub(1));
         Ok(())
     }
 
     /// Extends the file to the end of a block. The bytes are really written, so that a full disk is noticed here and not
     /// by a signal in a process that maps them.
-    pub(super) fn make_whole(&self, index: u32, paths: &Paths) -> Result<(), ClientError> {
+    pub(super) fn make_whole(&mut self, index: u32, paths: &Paths) -> Result<(), ClientError> {
         let end = (u64::from(index) + 1) * BLOCK_SIZE as u64;
+        if end <= self.len_known {
+            return Ok(());
+        }
         let len = self.file.metadata().map_err(at("stat", &paths.shm))?.len();
         let missing = usize::try_from(end.saturating_sub(len)).unwrap_or(0);
         if missing != 0 {
             self.write(&vec![0; missing], len, paths)?;
         }
+        self.len_known = end;
         Ok(())
     }
 }

@@ -198,7 +198,8 @@ impl Prefix {
 #[derive(Clone, Debug)]
 pub struct Block {
     index: u32,
-    words: Vec<u32>,
+    /// All of the block, kept as bytes so that it is written as it is.
+    bytes: Vec<u8>,
     /// Words that differ from what was copied.
     changed: Option<Range<usize>>,
 }
@@ -206,11 +207,9 @@ pub struct Block {
 impl Block {
     /// A copy of block number `index`; bytes that are missing are zeros.
     #[must_use]
-    pub fn new(index: u32, bytes: &[u8]) -> Self {
-        let mut words: Vec<u32> =
-            bytes.as_chunks::<4>().0.iter().map(|word| bytes_word(*word)).collect();
-        words.resize(BLOCK_WORDS, 0);
-        Self { index, words, changed: None }
+    pub fn new(index: u32, mut bytes: Vec<u8>) -> Self {
+        bytes.resize(BLOCK_SIZE, 0);
+        Self { index, bytes, changed: None }
     }
 
     /// The block that lists a frame; frames count from 1.
@@ -248,19 +247,23 @@ impl Block {
         Some(self.prefix() + zero_based as usize)
     }
 
+    fn word(&self, at: usize) -> u32 {
+        bytes_word(self.bytes.as_chunks::<4>().0[at])
+    }
+
     fn set_word(&mut self, at: usize, value: u32) {
-        self.words[at] = value;
+        self.bytes.as_chunks_mut::<4>().0[at] = word_bytes(value);
         let changed = self.changed.take().unwrap_or(at..at);
         self.changed = Some(changed.start.min(at)..changed.end.max(at + 1));
     }
 
     fn slot(&self, key: u32) -> u32 {
-        (self.words[FIRST_SLOT_WORD + (key / 2) as usize] >> slot_shift(key)) & 0xffff
+        (self.word(FIRST_SLOT_WORD + (key / 2) as usize) >> slot_shift(key)) & 0xffff
     }
 
     fn set_slot(&mut self, key: u32, value: u32) {
         let at = FIRST_SLOT_WORD + (key / 2) as usize;
-        let rest = self.words[at] & !(0xffff << slot_shift(key));
+        let rest = self.word(at) & !(0xffff << slot_shift(key));
         self.set_word(at, rest | (value << slot_shift(key)));
     }
 
@@ -268,7 +271,7 @@ impl Block {
     #[must_use]
     pub fn page(&self, frame: u32) -> Option<PageNo> {
         let position = frame.checked_sub(self.frames_before())?;
-        self.page_word(position).and_then(|at| PageNo::new(self.words[at]))
+        self.page_word(position).and_then(|at| PageNo::new(self.word(at)))
     }
 
     /// Lists a frame. `committed` is the header's number of frames: entries beyond it are left-overs of a dead writer.
@@ -283,7 +286,7 @@ impl Block {
         let page_word = self.page_word(position).ok_or(IndexDamaged { frame })?;
         if position == 1 {
             self.clear();
-        } else if self.words[page_word] != 0 {
+        } else if self.word(page_word) != 0 {
             self.forget_beyond(committed);
         }
         let mut key = first_key(page);
@@ -302,7 +305,7 @@ impl Block {
 
     fn clear(&mut self) {
         let prefix = self.prefix();
-        self.words[prefix..].fill(0);
+        self.bytes[4 * prefix..].fill(0);
         self.changed = Some(prefix..BLOCK_WORDS);
     }
 
@@ -343,11 +346,10 @@ impl Block {
 
     /// What changed since the copy was made or this was last asked: where in the wal-index, and the bytes.
     #[must_use]
-    pub fn take_changes(&mut self) -> Option<(u64, Vec<u8>)> {
+    pub fn take_changes(&mut self) -> Option<(u64, &[u8])> {
         let changed = self.changed.take()?;
         let offset = u64::from(self.index) * BLOCK_SIZE as u64 + 4 * changed.start as u64;
-        let bytes = self.words[changed].iter().flat_map(|word| word_bytes(*word)).collect();
-        Some((offset, bytes))
+        Some((offset, &self.bytes[4 * changed.start..4 * changed.end]))
     }
 }
 
@@ -403,8 +405,11 @@ mod tests {
         .unwrap();
         let wal = std::fs::read(dir.path().join("x.db-wal")).unwrap();
         let shm = std::fs::read(dir.path().join("x.db-shm")).unwrap();
-        let blocks: Vec<Block> =
-            shm.chunks(BLOCK_SIZE).zip(0..).map(|(bytes, n)| Block::new(n, bytes)).collect();
+        let blocks: Vec<Block> = shm
+            .chunks(BLOCK_SIZE)
+            .zip(0..)
+            .map(|(bytes, n)| Block::new(n, bytes.to_vec()))
+            .collect();
         let block = |n: u32| &blocks[n as usize];
         let prefix = Prefix::new(shm[..PREFIX_SIZE].try_into().unwrap());
         let header = prefix.header().unwrap();
@@ -429,19 +434,19 @@ mod tests {
         }
         // What we would write is what SQLite wrote.
         assert_eq!(header.encode(), shm[..HEADERS_SIZE]);
-        let mut ours = Block::new(0, &[]);
+        let mut ours = Block::new(0, Vec::new());
         for frame in 1..=4062 {
             ours.append(frame, block(0).page(frame).unwrap(), 0).unwrap();
         }
         let (offset, bytes) = ours.take_changes().unwrap();
         assert_eq!(offset, PREFIX_SIZE as u64);
-        assert!(bytes == shm[PREFIX_SIZE..BLOCK_SIZE]);
+        assert!(*bytes == shm[PREFIX_SIZE..BLOCK_SIZE]);
         assert_eq!(ours.take_changes(), None);
     }
 
     #[test]
     fn frames_beyond_the_first_block_are_found() {
-        let mut blocks = [0, 1, 2].map(|n| Block::new(n, &[]));
+        let mut blocks = [0, 1, 2].map(|n| Block::new(n, Vec::new()));
         for frame in 1..=10_000 {
             let listed = &mut blocks[Block::containing(frame) as usize];
             listed.append(frame, page(frame % 3000 + 1), 0).unwrap();
@@ -478,7 +483,7 @@ mod tests {
 
     #[test]
     fn frames_of_a_dead_writer_are_forgotten() {
-        let mut block = Block::new(0, &[]);
+        let mut block = Block::new(0, Vec::new());
         for frame in 1..=10 {
             block.append(frame, page(frame), 0).unwrap();
         }
@@ -501,7 +506,7 @@ mod tests {
                 state.to_be_bytes()[0]
             });
             let bytes: Vec<u8> = garbage.take(BLOCK_SIZE).collect();
-            let mut block = Block::new(index, &bytes);
+            let mut block = Block::new(index, bytes.clone());
             let _found = block.find(page(n), frame);
             let _page = block.page(frame);
             let _appended = block.append(frame, page(n), committed);
