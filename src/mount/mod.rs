@@ -173,6 +173,8 @@ pub enum MountError {
 fn helper_remedy(said: &str) -> &'static str {
     if said.contains("user_allow_other") {
         ": add the line 'user_allow_other' to /etc/fuse.conf, or set allow_other = false"
+    } else if said.contains("/dev/fuse") {
+        ": run as root, or let everybody open it with 'chmod 666 /dev/fuse' as other systems do"
     } else {
         ""
     }
@@ -360,11 +362,13 @@ impl Mount {
             let path = self.path().to_owned();
             forced.map_err(|source| MountError::Unmount { path, source })?;
         }
-        if !self.serving.wait_end(ABORT_WAIT) {
-            self.abort();
-        }
-        if !self.serving.wait_end(END_WAIT) {
-            warn!(mount = %self.path().display(), "requests are still being served after the unmount");
+        let has_ended =
+            self.serving.wait_end(ABORT_WAIT) || (self.abort() && self.serving.wait_end(END_WAIT));
+        if !has_ended {
+            warn!(
+                mount = %self.path().display(),
+                "applications keep files open: they are cut off when this process ends"
+            );
         }
         self.tree.workers.close(END_WAIT);
         Ok(())
@@ -372,12 +376,11 @@ impl Mount {
 }
 
 impl Mount {
-    /// Ends the connection: a detached mount lives on while applications have files open.
-    fn abort(&self) {
+    /// Ends the connection: a detached mount lives on while applications have files open. Says whether it
+    /// could.
+    fn abort(&self) -> bool {
         let switch = format!("/sys/fs/fuse/connections/{}/abort", self.connection);
-        if let Err(error) = std::fs::write(&switch, b"1") {
-            warn!(%error, switch, "cut off applications that still have files open");
-        }
+        std::fs::write(switch, b"1").is_ok()
     }
 }
 

@@ -171,11 +171,11 @@ fn fuse_lookups_survive_a_directory_that_keeps_being_renamed() {
 
 #[test]
 fn fuse_permissions_are_checked_for_other_users() {
-    let Some(served) = Served::with(|options| options.allow_other = true) else { return };
     if !rustix::process::geteuid().is_root() || !has_program("setpriv") {
         println!("SKIPPED: needs root and setpriv");
         return;
     }
+    let Some(served) = Served::with(|options| options.allow_other = true) else { return };
     fs::set_permissions(served.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let root = served.path("");
     fs::set_permissions(&root, fs::Permissions::from_mode(0o777)).unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use weir::mount::RequestKind;
+use weir::mount::{RequestCounts, RequestKind};
 
 use crate::serve::{Served, has_program, shell};
 
@@ -55,6 +55,12 @@ fn database(path: &Path, mode: &str) -> rusqlite::Connection {
     connection
 }
 
+/// Requests that a SELECT can cause. A child process of another test closes what it inherited, and the
+/// kernel writes the shm back when it likes.
+fn of_the_reader(sent: &RequestCounts) -> u64 {
+    sent.total() - sent.of(RequestKind::Flush) - sent.of(RequestKind::Write)
+}
+
 #[test]
 fn fuse_a_repeated_select_sends_no_request() {
     let Some(served) = Served::start() else { return };
@@ -72,7 +78,7 @@ fn fuse_a_repeated_select_sends_no_request() {
             read();
         }
         let sent = served.mount().requests().since(&before);
-        assert_eq!(sent.total(), 0, "{mode}: {sent:?}");
+        assert_eq!(of_the_reader(&sent), 0, "{mode}: {sent:?}");
         // After a write of another connection the reader pays once.
         writer.execute("UPDATE t SET v = 'z' WHERE id = 1", []).unwrap();
         let before = served.mount().requests();
@@ -81,7 +87,7 @@ fn fuse_a_repeated_select_sends_no_request() {
         }
         let sent = served.mount().requests().since(&before);
         println!("{mode}: 1000 SELECTs after a write: {sent:?}");
-        assert!(sent.total() <= 4, "{mode}: {sent:?}");
+        assert!(of_the_reader(&sent) <= 4, "{mode}: {sent:?}");
     }
 }
 
