@@ -4,6 +4,7 @@
 //! Other connections are `sqlite3` processes, which are another version of SQLite, too.
 
 mod descriptors;
+mod fuse;
 mod modes;
 mod recovery;
 mod wal_mode;
@@ -11,6 +12,7 @@ mod wal_mode;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -25,10 +27,12 @@ fn name() -> DbName {
     DbName::new(b"sub/x.db").unwrap()
 }
 
-/// A directory as the mount, and a client of it.
+/// A directory as the mount (or a real mount, see `fuse`), and a client of it.
 struct Node {
+    pool: Arc<Pool>,
+    /// Before the directory: it is unmounted first.
+    served: Option<fuse::Served>,
     mount: TempDir,
-    pool: Pool,
 }
 
 impl Node {
@@ -42,8 +46,9 @@ impl Node {
 
     fn with(timing: Timing) -> Self {
         let mount = tempfile::tempdir().unwrap();
-        let pool = Pool::start_with(mount.path().to_owned(), 2, timing).unwrap();
-        Self { mount, pool }
+        let pool = Arc::new(Pool::start_with(mount.path().to_owned(), 2, timing).unwrap());
+        let served = fuse::serve_if_asked(mount.path(), &pool);
+        Self { pool, served, mount }
     }
 
     fn path(&self) -> PathBuf {
@@ -71,6 +76,13 @@ impl Node {
         self.pool.detach(DB).unwrap();
         assert!(!self.companion("-wal").exists(), "the WAL is gone");
         std::fs::read(self.path()).unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.pool.stop();
+        drop(self.served.take());
     }
 }
 

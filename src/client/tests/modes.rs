@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn changes_in_rollback_mode_reach_readers() {
+pub(super) fn changes_in_rollback_mode_reach_readers() {
     let mut source = Source::rollback();
     let node = Node::new();
     node.apply(source.change());
@@ -24,7 +24,7 @@ fn changes_in_rollback_mode_reach_readers() {
 }
 
 #[test]
-fn a_reader_in_rollback_mode_is_waited_for_and_no_new_one_comes_between() {
+pub(super) fn a_reader_in_rollback_mode_is_waited_for_and_no_new_one_comes_between() {
     let mut source = Source::rollback();
     let node = Node::impatient();
     node.apply(source.run("insert into t values(1, 1);"));
@@ -51,7 +51,7 @@ fn a_reader_in_rollback_mode_is_waited_for_and_no_new_one_comes_between() {
 }
 
 #[test]
-fn a_database_switches_to_wal_and_back() {
+pub(super) fn a_database_switches_to_wal_and_back() {
     let mut source = Source::rollback();
     let node = Node::new();
     node.apply(source.run("insert into t values(1, 1);"));
@@ -82,7 +82,7 @@ fn a_database_switches_to_wal_and_back() {
 }
 
 #[test]
-fn a_new_page_size_waits_until_the_wal_is_not_used() {
+pub(super) fn a_new_page_size_waits_until_the_wal_is_not_used() {
     let mut source = Source::wal();
     let node = Node::impatient();
     node.apply(source.run("insert into t values(1, randomblob(20000));"));
@@ -107,7 +107,7 @@ fn a_new_page_size_waits_until_the_wal_is_not_used() {
 }
 
 #[test]
-fn an_empty_database_becomes_one_and_empty_again() {
+pub(super) fn an_empty_database_becomes_one_and_empty_again() {
     let mut source = Source::rollback();
     let node = Node::new();
     node.pool.make_parents(DB, name()).unwrap();
@@ -123,7 +123,7 @@ fn an_empty_database_becomes_one_and_empty_again() {
 }
 
 #[test]
-fn pages_on_both_sides_of_the_lock_page_are_written() {
+pub(super) fn pages_on_both_sides_of_the_lock_page_are_written() {
     let node = Node::new();
     let page_size = crate::types::PageSize::MAX;
     let lock_page = page_size.lock_page().get();
@@ -143,7 +143,7 @@ fn pages_on_both_sides_of_the_lock_page_are_written() {
 }
 
 #[test]
-fn waiting_for_a_writer_without_a_journal_ends_with_its_lock() {
+pub(super) fn waiting_for_a_writer_without_a_journal_ends_with_its_lock() {
     let mut source = Source::rollback();
     let node = Node::new();
     node.apply(source.run("insert into t values(1, 1);"));
@@ -158,7 +158,7 @@ fn waiting_for_a_writer_without_a_journal_ends_with_its_lock() {
 }
 
 #[test]
-fn a_renamed_database_is_followed_and_a_removed_one_is_gone() {
+pub(super) fn a_renamed_database_is_followed_and_a_removed_one_is_gone() {
     let mut source = Source::wal();
     let node = Node::new();
     node.apply(source.change());
@@ -179,7 +179,7 @@ fn a_renamed_database_is_followed_and_a_removed_one_is_gone() {
 }
 
 #[test]
-fn a_file_that_is_replaced_is_fenced_again() {
+pub(super) fn a_file_that_is_replaced_is_fenced_again() {
     let mut source = Source::wal();
     let node = Node::new();
     node.apply(source.run("insert into t values(1, 1);"));
@@ -193,7 +193,7 @@ fn a_file_that_is_replaced_is_fenced_again() {
 }
 
 #[test]
-fn idle_sessions_close_and_leave_no_wal() {
+pub(super) fn idle_sessions_close_and_leave_no_wal() {
     let node =
         Node::with(Timing { lock_wait: Duration::from_secs(10), idle: Duration::from_millis(20) });
     let mut source = Source::wal();

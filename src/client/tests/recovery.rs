@@ -18,7 +18,7 @@ fn left_wal(node: &Node, source: &mut Source) {
 }
 
 #[test]
-fn a_wal_that_a_killed_process_left_is_recovered() {
+pub(super) fn a_wal_that_a_killed_process_left_is_recovered() {
     let mut source = Source::wal();
     let node = Node::new();
     left_wal(&node, &mut source);
@@ -32,7 +32,7 @@ fn a_wal_that_a_killed_process_left_is_recovered() {
 }
 
 #[test]
-fn a_torn_tail_of_a_wal_does_not_count() {
+pub(super) fn a_torn_tail_of_a_wal_does_not_count() {
     let mut source = Source::wal();
     let node = Node::new();
     left_wal(&node, &mut source);
@@ -43,7 +43,7 @@ fn a_torn_tail_of_a_wal_does_not_count() {
 }
 
 #[test]
-fn garbage_in_the_companions_is_not_believed() {
+pub(super) fn garbage_in_the_companions_is_not_believed() {
     let mut source = Source::wal();
     let node = Node::new();
     node.apply(source.run("insert into t values(1, 1);"));
@@ -58,7 +58,7 @@ fn garbage_in_the_companions_is_not_believed() {
 }
 
 #[test]
-fn a_hot_journal_is_rolled_back_first() {
+pub(super) fn a_hot_journal_is_rolled_back_first() {
     let mut source = Source::rollback();
     let sql = "with recursive i(i) as (select 1 union all select i+1 from i where i<500)
         insert into t select i, randomblob(500) from i;";
@@ -121,7 +121,7 @@ fn committed(node: &Node) -> u32 {
 }
 
 #[test]
-fn the_commit_of_a_dead_writer_is_published() {
+pub(super) fn the_commit_of_a_dead_writer_is_published() {
     for earlier in [0, 1, 5] {
         let mut source = Source::wal();
         let node = Node::new();

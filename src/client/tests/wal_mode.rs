@@ -24,7 +24,7 @@ const ACCOUNTS: &str = "pragma journal_mode=wal; create table acc(id integer pri
     insert into acc select i, 0 from i;";
 
 #[test]
-fn a_thousand_changes_reach_readers_without_disturbing_them() {
+pub(super) fn a_thousand_changes_reach_readers_without_disturbing_them() {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(11);
     eprintln!("SEED={seed}");
     let mut dice = Dice(seed);
@@ -68,7 +68,7 @@ fn a_thousand_changes_reach_readers_without_disturbing_them() {
 }
 
 #[test]
-fn a_long_reader_delays_the_checkpoint_and_no_longer() {
+pub(super) fn a_long_reader_delays_the_checkpoint_and_no_longer() {
     let mut source = Source::wal();
     let node = Node::new();
     node.apply(source.change());
@@ -93,7 +93,7 @@ fn a_long_reader_delays_the_checkpoint_and_no_longer() {
 }
 
 #[test]
-fn the_wal_does_not_grow_while_nobody_reads() {
+pub(super) fn the_wal_does_not_grow_while_nobody_reads() {
     let mut source = Source::wal();
     let node = Node::new();
     node.apply(source.change());
@@ -109,7 +109,7 @@ fn the_wal_does_not_grow_while_nobody_reads() {
 }
 
 #[test]
-fn local_writers_are_busy_while_fenced_and_write_afterwards() {
+pub(super) fn local_writers_are_busy_while_fenced_and_write_afterwards() {
     let mut source = Source::wal();
     let node = Node::new();
     node.apply(source.change());
@@ -127,7 +127,7 @@ fn local_writers_are_busy_while_fenced_and_write_afterwards() {
 }
 
 #[test]
-fn a_fence_waits_for_a_writer_and_gives_up_in_time() {
+pub(super) fn a_fence_waits_for_a_writer_and_gives_up_in_time() {
     let mut source = Source::wal();
     let node = Node::impatient();
     node.apply(source.change());
@@ -146,7 +146,7 @@ fn a_fence_waits_for_a_writer_and_gives_up_in_time() {
 }
 
 #[test]
-fn a_connection_that_opens_while_fenced_reads_at_once() {
+pub(super) fn a_connection_that_opens_while_fenced_reads_at_once() {
     let mut source = Source::wal();
     let node = Node::new();
     node.apply(source.run("insert into t values(1, 'x');"));
@@ -158,7 +158,7 @@ fn a_connection_that_opens_while_fenced_reads_at_once() {
 }
 
 #[test]
-fn changes_are_written_in_place_when_nobody_has_the_database_open() {
+pub(super) fn changes_are_written_in_place_when_nobody_has_the_database_open() {
     let mut source = Source::wal();
     let node = Node::new();
     for k in 0..20 {
@@ -172,7 +172,7 @@ fn changes_are_written_in_place_when_nobody_has_the_database_open() {
 }
 
 #[test]
-fn all_page_sizes_and_a_shrinking_database() {
+pub(super) fn all_page_sizes_and_a_shrinking_database() {
     for page_size in [512, 1024, 8192, 65536] {
         let mut source = Source::new(&format!(
             "pragma page_size={page_size}; pragma journal_mode=wal; create table t(k integer primary key, v);"
@@ -198,7 +198,7 @@ fn all_page_sizes_and_a_shrinking_database() {
 }
 
 #[test]
-fn a_change_without_pages_still_shrinks_the_database() {
+pub(super) fn a_change_without_pages_still_shrinks_the_database() {
     let mut source = Source::wal();
     let node = Node::new();
     let full = source.run("insert into t values(1, randomblob(9000));");
@@ -211,7 +211,7 @@ fn a_change_without_pages_still_shrinks_the_database() {
 }
 
 #[test]
-fn a_large_change_is_written_in_pieces() {
+pub(super) fn a_large_change_is_written_in_pieces() {
     let mut source = Source::wal();
     let node = Node::new();
     node.apply(source.change());
@@ -231,7 +231,7 @@ fn a_large_change_is_written_in_pieces() {
 }
 
 #[test]
-fn an_invalid_change_is_refused() {
+pub(super) fn an_invalid_change_is_refused() {
     let mut source = Source::wal();
     let node = Node::new();
     let good = source.change();
