@@ -106,8 +106,10 @@ pub(crate) const FETCH_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// Longest pause before fetching a database again.
 pub(crate) const FETCH_BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// How often a copy's progress is made durable, in bytes.
-pub(crate) const PROGRESS_BYTES: u64 = 64 * 1024 * 1024;
+pub(crate) const PROGRESS_BYTES: u64 = 16 * 1024 * 1024;
 /// How often positions are looked at that were received and not yet applied.
 pub(crate) const APPLIED_POLL: Duration = Duration::from_millis(2);
+/// How exactly it is noted when transactions were committed.
+pub(crate) const COMMIT_SAMPLE_PAUSE: Duration = Duration::from_millis(10);
 /// Samples of when transactions were committed, per database.
 pub(crate) const COMMIT_SAMPLES_MAX: usize = 64;

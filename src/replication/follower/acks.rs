@@ -47,18 +47,23 @@ pub(crate) struct Acks {
 }
 
 impl Acks {
-    /// Begins anew: the primary knows nothing of these databases.
-    pub(crate) fn restart(&self, databases: impl Iterator<Item = DbId>) {
+    /// Begins anew: the primary knows nothing of these databases. What is durable here stays so, which
+    /// spares idle databases from being opened.
+    pub(crate) fn restart(&self, databases: impl Iterator<Item = (DbId, Pos)>) {
         let mut inner = self.inner.lock();
-        inner.known.clear();
         inner.changed.clear();
         inner.unapplied.clear();
-        for db in databases {
-            inner.dirty[lane_of(db)].insert(db);
+        for (db, pos) in databases {
             inner.unapplied.insert(db);
+            if inner.known.get(&db).is_some_and(|(durable, _)| *durable == pos) {
+                inner.changed.insert(db);
+            } else {
+                inner.dirty[lane_of(db)].insert(db);
+            }
         }
         drop(inner);
         self.to_sync.notify_all();
+        self.news.notify_one();
     }
 
     /// A database has a new position that may be neither durable nor applied.
@@ -205,6 +210,19 @@ mod tests {
         assert!(acks.unapplied().is_empty());
         acks.dropped(db);
         assert_eq!(acks.take(), []);
+    }
+
+    #[test]
+    fn a_new_connection_hears_what_is_durable_without_another_sync() {
+        let acks = Acks::default();
+        let (known, moved) = (DbId::new(0), DbId::new(LANES as u64));
+        acks.durable(known, pos(1));
+        acks.durable(moved, pos(1));
+        acks.applied(known, pos(1), true);
+        assert_eq!(acks.take().len(), 2);
+        acks.restart([(known, pos(1)), (moved, pos(2))].into_iter());
+        assert_eq!(acks.take(), [Ack { db: known, durable: pos(1), applied: pos(1) }]);
+        assert_eq!(acks.wait_dirty(0), Some(HashSet::from([moved])));
     }
 
     #[test]

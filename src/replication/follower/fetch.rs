@@ -361,6 +361,13 @@ impl One<'_> {
             return Err(unexpected("more after the last change set"));
         };
         let received = image.received();
+        let before = self.database.position();
+        if before.txid_raw() >= pos.txid_raw() && before != pos {
+            warn!(
+                db = %name, ours = %before, primary = %pos,
+                "this copy has transactions that the primary does not have: they are dropped"
+            );
+        }
         self.install(image, ltx, pos).await?;
         info!(db = %name, txid = %pos, received, "copy of pages is installed");
         Ok(())

@@ -95,7 +95,9 @@ async fn try_follow(
     });
     let wanted = catalog(&mut events).await?;
     reconcile(shared, wanted).await?;
-    shared.acks.restart(store.databases().iter().filter_map(|db| db.id()));
+    let databases = store.databases();
+    shared.acks.restart(databases.iter().filter_map(|db| Some((db.id()?, db.position()))));
+    drop(databases);
 
     let levels = Mutex::new(Levels::default());
     let fetcher = Fetcher::new(Parts {
@@ -284,6 +286,10 @@ async fn take_beats(
                 if let Some(database) = shared.store.by_id(db) {
                     levels.applied(db, database.applied());
                 }
+            }
+            let count = shared.reported.lock().len();
+            if count > DATABASES_MAX {
+                return Err(Malformed::TooMany { what: "a beat", count, max: DATABASES_MAX }.into());
             }
             for db in beat.gone {
                 levels.gone(db);

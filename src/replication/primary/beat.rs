@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
+
 use super::live::catalog;
 use super::peers::Peer;
 use crate::disk::clock;
@@ -57,11 +59,14 @@ impl Beats {
                     if self.store.role() != (Role::Primary { epoch: self.epoch }) {
                         return Err(LinkError::Closed);
                     }
+                    // Asked at the beat, not woken by every commit.
+                    while let Some(announcement) = self.subscription.next().now_or_never() {
+                        self.announced(announcement);
+                    }
                     for beat in self.messages() {
                         send(out, beat, STALL_TIMEOUT).await?;
                     }
                 }
-                announcement = self.subscription.next() => self.announced(announcement),
             }
         }
     }

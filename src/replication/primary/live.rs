@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -17,7 +17,7 @@ use crate::replication::convert::Incoming;
 use crate::replication::error::{LinkError, Malformed, Refusal};
 use crate::replication::limits::{
     DATABASES_MAX, ENTRIES_PER_MESSAGE, HELLO_TIMEOUT, LIVE_MERGE_BYTES, LIVE_RECORD_BYTES_MAX,
-    NAMES_BYTES_PER_MESSAGE, ROLE_CHECK_INTERVAL, STALL_TIMEOUT, TURN_BYTES,
+    NAMES_BYTES_PER_MESSAGE, ROLE_CHECK_INTERVAL, TURN_BYTES,
 };
 use crate::replication::link::{Sender, blocking, receive, stalled};
 use crate::replication::message::{FollowEvent, FollowRequest, Record, Welcome};
@@ -84,6 +84,7 @@ pub(crate) struct Live {
     schedule: Schedule,
     events: VecDeque<FollowEvent>,
     out: Sender<FollowEvent>,
+    stall_timeout: Duration,
 }
 
 impl Live {
@@ -94,6 +95,7 @@ impl Live {
         welcome: Welcome,
         have: &HashMap<DbId, Pos>,
         out: Sender<FollowEvent>,
+        stall_timeout: Duration,
     ) -> Self {
         let subscription = store.subscribe();
         let role = Role::Primary { epoch: welcome.epoch };
@@ -109,7 +111,7 @@ impl Live {
         }
         let mut events = catalog_events(&view);
         events.push_front(FollowEvent::Welcome(welcome));
-        Self { store, registration, subscription, role, view, schedule, events, out }
+        Self { store, registration, subscription, role, view, schedule, events, out, stall_timeout }
     }
 
     fn peer(&self) -> &Peer {
@@ -155,8 +157,8 @@ impl Live {
                 _ = role_check.tick() => {
                     self.check_role()?;
                     let since = *blocked_since.get_or_insert_with(Instant::now);
-                    if has_work && since.elapsed() > STALL_TIMEOUT {
-                        return Err(stalled(STALL_TIMEOUT).into());
+                    if has_work && since.elapsed() > self.stall_timeout {
+                        return Err(stalled(self.stall_timeout).into());
                     }
                     if !has_work {
                         blocked_since = None;

@@ -13,6 +13,7 @@ mod status;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -23,8 +24,8 @@ use tracing::{info, warn};
 use super::error::Refusal;
 use super::level::CommitTimes;
 use super::limits::{
-    CONNECTION_WINDOW, MESSAGE_BYTES_MAX, PING_INTERVAL, PING_TIMEOUT, STOP_TIMEOUT, STREAM_WINDOW,
-    STREAMS_PER_CONNECTION,
+    COMMIT_SAMPLE_PAUSE, CONNECTION_WINDOW, MESSAGE_BYTES_MAX, PING_INTERVAL, PING_TIMEOUT,
+    STALL_TIMEOUT, STOP_TIMEOUT, STREAM_WINDOW, STREAMS_PER_CONNECTION,
 };
 use super::membership::Membership;
 use super::pb::replication_server::ReplicationServer;
@@ -54,7 +55,16 @@ impl Server {
     /// A server for a store; it listens when [`Server::serve`] is called.
     #[must_use]
     pub fn new(store: Arc<Store>, me: Arc<Membership>) -> Arc<Self> {
-        Arc::new(Self { service: Arc::new(Service::new(store, me)), times: Mutex::default() })
+        Self::with_stall_timeout(store, me, STALL_TIMEOUT)
+    }
+
+    fn with_stall_timeout(
+        store: Arc<Store>,
+        me: Arc<Membership>,
+        stall_timeout: Duration,
+    ) -> Arc<Self> {
+        let service = Arc::new(Service::new(store, me, stall_timeout));
+        Arc::new(Self { service, times: Mutex::default() })
     }
 
     /// Serves until `stop` resolves; then tells the followers and ends their streams.
@@ -106,6 +116,8 @@ impl Server {
         let subscription = store.subscribe();
         loop {
             let announcement = subscription.next().await;
+            // Under load one look for many commits.
+            tokio::time::sleep(COMMIT_SAMPLE_PAUSE).await;
             if self.service.peers.is_empty() || !is_primary(&store.role()) {
                 self.times.lock().clear();
                 continue;
@@ -177,6 +189,9 @@ impl Server {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 async fn wait_for(mut stopped: watch::Receiver<bool>) {
     // The sender lives as long as the server that waits here.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -35,6 +36,7 @@ pub(crate) struct Service {
     pub(crate) peers: Arc<Peers>,
     tasks: Mutex<JoinSet<()>>,
     fetches: Arc<AtomicUsize>,
+    stall_timeout: Duration,
 }
 
 /// One of the fetches that are served.
@@ -47,8 +49,9 @@ impl Drop for Ticket {
 }
 
 impl Service {
-    pub(crate) fn new(store: Arc<Store>, me: Arc<Membership>) -> Self {
-        Self { store, me, peers: Arc::default(), tasks: Mutex::default(), fetches: Arc::default() }
+    pub(crate) fn new(store: Arc<Store>, me: Arc<Membership>, stall_timeout: Duration) -> Self {
+        let (peers, tasks, fetches) = (Arc::default(), Mutex::default(), Arc::default());
+        Self { store, me, peers, tasks, fetches, stall_timeout }
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -79,7 +82,8 @@ impl Service {
         let peer = Peer::new(caller, connection, clock::wall_ms(), filter);
         let registration = self.peers.register(peer, Arc::clone(&self.store))?;
         let (out, events) = mpsc::channel(EVENTS_QUEUED);
-        let live = Live::new(Arc::clone(&self.store), registration, welcome, &have, out);
+        let (store, stall_timeout) = (Arc::clone(&self.store), self.stall_timeout);
+        let live = Live::new(store, registration, welcome, &have, out, stall_timeout);
         self.spawn(live.run(requests));
         Ok(events)
     }

@@ -7,12 +7,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::database::{Database, LogRead, LogRecord, OpError, Snapshot};
 use crate::replication::catchup::{Situation, Step, first_step, is_close, log_step};
 use crate::replication::convert::Incoming;
-use crate::replication::error::{LinkError, Malformed, Refusal};
+use crate::replication::error::{LinkError, Malformed, Reason, Refusal};
 use crate::replication::limits::{CHUNK_BYTES, CHUNK_TIMEOUT, SUMS_PER_MESSAGE};
 use crate::replication::link::{Sender, blocking, receive, send};
 use crate::replication::message::{CopyState, FetchBegin, FetchChunk, FetchRequest};
@@ -30,10 +30,15 @@ impl Source {
     /// Serves until the follower has everything.
     pub(crate) async fn run(self, begin: FetchBegin, mut requests: Incoming<FetchRequest>) {
         let name = self.db.name();
-        if let Err(reason) = self.serve(&begin, &mut requests).await {
-            warn!(db = %name, peer = %begin.caller.name, reason = %reason, "fetch ended early");
-            drop(self.out.try_send(Err(reason)));
+        let Err(reason) = self.serve(&begin, &mut requests).await else { return };
+        let peer = &begin.caller.name;
+        match &reason {
+            LinkError::Refused(refusal) if refusal.reason == Reason::Failed => {
+                error!(db = %name, peer, %reason, "a fetch could not be served");
+            }
+            _ => info!(db = %name, peer, %reason, "a fetch ended early"),
         }
+        drop(self.out.try_send(Err(reason)));
     }
 
     async fn serve(
