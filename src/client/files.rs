@@ -144,11 +144,14 @@ pub(super) struct MainFile {
     level: Level,
     pending: bool,
     reserved: bool,
+    /// Length of the file after our last write in place. Right while RESERVED is held; to ask the file after each write
+    /// would cost two requests to the mount.
+    len_known: Option<u64>,
 }
 
 impl MainFile {
     pub(super) fn new(file: File) -> Self {
-        Self { file, level: Level::Unlocked, pending: false, reserved: false }
+        Self { file, level: Level::Unlocked, pending: false, reserved: false, len_known: None }
     }
 
     /// The database header, if there is a valid one.
@@ -160,6 +163,29 @@ impl MainFile {
 
     pub(super) fn len(&self, path: &Path) -> Result<u64, ClientError> {
         Ok(self.file.metadata().map_err(at("stat", path))?.len())
+    }
+
+    /// Sets the length of the file after pages up to `written_to` were written. The caller is the only writer.
+    pub(super) fn set_len_after_write(
+        &mut self,
+        written_to: u64,
+        len: u64,
+        path: &Path,
+    ) -> Result<(), ClientError> {
+        let current = match self.len_known.take() {
+            Some(known) => known.max(written_to),
+            None => self.len(path)?,
+        };
+        if current != len {
+            self.file.set_len(len).map_err(at("truncate", path))?;
+        }
+        self.len_known = self.reserved.then_some(len);
+        Ok(())
+    }
+
+    /// A write failed half-way: nobody knows how long the file is now.
+    pub(super) fn forget_len(&mut self) {
+        self.len_known = None;
     }
 
     /// Takes SHARED as SQLite does: through PENDING, so that a waiting writer is not starved.
@@ -226,6 +252,7 @@ impl MainFile {
 
     pub(super) fn unlock_reserved(&mut self, path: &Path) -> Result<(), ClientError> {
         if self.reserved {
+            self.len_known = None;
             lock::unlock(&self.file, LockRange::RESERVED).map_err(at("unlock", path))?;
             self.reserved = false;
         }

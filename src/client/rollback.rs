@@ -14,7 +14,7 @@ use crate::types::PageSize;
 /// Writes a change into the database file. The caller holds EXCLUSIVE.
 pub(super) fn write_pages(
     change: &Change,
-    main: &MainFile,
+    main: &mut MainFile,
     paths: &Paths,
 ) -> Result<(), ClientError> {
     debug_assert!(main.is_exclusive(), "readers must be out");
@@ -31,11 +31,11 @@ pub(super) fn write_pages(
         };
         written.map_err(at("write", &paths.main))?;
     }
+    let last = change.pages.last();
+    let written_to =
+        last.map_or(0, |(page, _)| page.offset(page_size) + u64::from(page_size.get()));
     let len = u64::from(change.commit) * u64::from(page_size.get());
-    if main.len(&paths.main)? != len {
-        main.file.set_len(len).map_err(at("truncate", &paths.main))?;
-    }
-    Ok(())
+    main.set_len_after_write(written_to, len, &paths.main)
 }
 
 /// Rolls back a transaction whose process died, if there is one. The caller holds SHARED; EXCLUSIVE is taken for the

@@ -241,8 +241,11 @@ impl Session {
         // What lies there belongs to a database that is gone: nobody may take it for a part of the new one.
         remove_if_any(&self.paths.wal)?;
         remove_if_any(&self.paths.shm)?;
+        if self.torn {
+            self.main.forget_len();
+        }
         self.torn = true;
-        rollback::write_pages(change, &self.main, &self.paths)?;
+        rollback::write_pages(change, &mut self.main, &self.paths)?;
         self.torn = false;
         let header = self.main.header(&self.paths.main)?;
         if let Some(header) = header.filter(|header| self.fenced && header.is_wal()) {
