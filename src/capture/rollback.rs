@@ -15,6 +15,7 @@ pub struct RollbackCapture {
     dirty: BTreeSet<u32>,
     journal_is_live: bool,
     database_is_synced: bool,
+    spans_databases: bool,
     resized: bool,
 }
 
@@ -22,6 +23,18 @@ impl RollbackCapture {
     /// A journal was created or got its first bytes: a transaction may change the file from now on.
     pub fn journal_started(&mut self) {
         self.journal_is_live = true;
+    }
+
+    /// The journal names a super-journal: the transaction spans several databases, and the removal of that file, not
+    /// of this journal, commits it.
+    pub fn super_journal_named(&mut self) {
+        self.spans_databases = true;
+    }
+
+    /// Whether the removal of a super-journal commits the transaction.
+    #[must_use]
+    pub fn spans_databases(&self) -> bool {
+        self.spans_databases
     }
 
     /// Whether a journal protects the current writes.

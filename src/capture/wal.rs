@@ -110,24 +110,31 @@ impl WalCapture {
         !self.chain.is_empty()
     }
 
+    /// Pages of a commit that no connection saw: they join the next transaction with their current images.
+    pub fn abandon(&mut self, pages: impl IntoIterator<Item = PageNo>) {
+        self.abandoned.extend(pages);
+    }
+
     /// The file was emptied or removed.
     pub fn removed(&mut self) {
         let abandoned = std::mem::take(&mut self.abandoned);
         *self = Self { abandoned, ..Self::default() };
     }
 
-    /// The file was cut at `len`. Only a cut below the captured frames matters beyond the tail.
-    pub fn truncated(&mut self, len: u64) {
-        let Some(page_size) = self.page_size() else { return };
+    /// The file was cut at `len`. `false` if that cut captured frames, which SQLite never does: nothing is known of the
+    /// file then.
+    pub fn truncated(&mut self, len: u64) -> bool {
+        let Some(page_size) = self.page_size() else { return true };
         if len < FrameHeader::offset(page_size, self.captured + 1) {
             self.removed();
-            return;
+            return false;
         }
         self.written_to = self.written_to.min(len);
         let base = FrameHeader::offset(page_size, self.captured + 1);
         self.tail.truncate(usize::try_from(len - base).unwrap_or(usize::MAX));
         let frame_size = FrameHeader::frame_size(page_size);
         self.chain.truncate(usize::try_from((len - base) / frame_size).unwrap_or(usize::MAX));
+        true
     }
 
     /// Takes over a WAL file that exists already: frames up to `captured` are in the log, the rest, up to
@@ -239,7 +246,8 @@ impl WalCapture {
         self.chain.clear();
         // A header that failed to reach the file stays: SQLite writes the same one again.
         if offset >= WalHeader::SIZE as u64 {
-            self.truncated(offset);
+            let cut_the_tail_only = self.truncated(offset);
+            debug_assert!(cut_the_tail_only, "a refused write lies behind the captured frames");
         }
     }
 

@@ -17,6 +17,8 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Transactions to apply as one: the last image of every page.
 #[derive(Debug)]
 pub struct Batch {
+    /// Position it builds on.
+    pub before: Pos,
     /// Position afterwards.
     pub after: Pos,
     /// What to write.
@@ -33,7 +35,7 @@ impl Database {
     pub fn next_batch(&self) -> Result<Option<Batch>, OpError> {
         let name = self.name();
         let mut state = self.state.lock();
-        if state.quarantine.is_some() {
+        if state.quarantine.is_some() || state.is_installing {
             return Ok(None);
         }
         let applied = state.applied;
@@ -59,12 +61,15 @@ impl Database {
             merge.add(decode(&name, ltx)?);
         }
         let transactions = after.txid_raw() - applied.txid_raw();
-        Ok(merge.finish().map(|change| Batch { after, change, transactions }))
+        Ok(merge.finish().map(|change| Batch { before: applied, after, change, transactions }))
     }
 
-    /// A batch is in the files: readers see it.
-    pub fn batch_applied(&self, after: Pos) {
+    /// A batch is in the files: readers see it. Nothing if the database took a copy from the primary meanwhile.
+    pub fn batch_applied(&self, before: Pos, after: Pos) {
         let mut state = self.state.lock();
+        if state.applied != before {
+            return;
+        }
         state.applied = after;
         while state.pending.front().is_some_and(|pending| pending.before != after) {
             let stale = state.pending.pop_front().expect("BUG: just seen");
@@ -104,7 +109,7 @@ fn batch_from_memory(state: &mut State) -> Batch {
         merge.add(pending.change);
     }
     let change = merge.finish().expect("BUG: at least one transaction was pending");
-    Batch { after, change, transactions: after.txid_raw() - before.txid_raw() }
+    Batch { before, after, change, transactions: after.txid_raw() - before.txid_raw() }
 }
 
 /// Several changes as one.

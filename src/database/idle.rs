@@ -30,16 +30,19 @@ impl Database {
     pub fn write_back(&self) -> Result<(), OpError> {
         let name = self.name();
         let path = self.shared.files.join(name.as_path());
-        let (main, syncer, target, wal_salts) = {
+        let (main, syncer, target, wal_salts, writes) = {
             let mut state = self.state.lock();
             let wal_salts = state.wal.salts().map(salt_pair);
+            let (unlogged, writes) = (state.written_without_journal, state.unlogged_writes);
             let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
             let target = tracked.backfilled;
-            if target.txid_raw() <= tracked.meta.durable_txid {
+            let clears_unlogged = tracked.meta.unlogged && !unlogged;
+            if target.txid_raw() <= tracked.meta.durable_txid && !clears_unlogged {
                 return Ok(());
             }
             let main = tracked.main(&self.shared, &name)?;
-            (main, tracked.files(&self.shared)?.syncer.clone(), target, wal_salts)
+            let syncer = tracked.files(&self.shared)?.syncer.clone();
+            (main, syncer, target, wal_salts, writes)
         };
         // The log first: neither file nor sums may be durable beyond it.
         syncer.sync()?;
@@ -51,11 +54,20 @@ impl Database {
             }
         }
         let mut state = self.state.lock();
+        let unlogged = state.written_without_journal || state.unlogged_writes != writes;
+        let is_installing = state.is_installing;
         let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
         let pos = tracked.pos;
         let files = tracked.files(&self.shared)?;
         files.syncer.sync()?;
         files.sums.flush(pos)?;
+        if !unlogged {
+            tracked.meta.unlogged = false;
+        }
+        if !is_installing && tracked.meta.installing && target.txid.is_some() {
+            // A copy from the primary went through the WAL; now it is in the file.
+            tracked.meta.installing = false;
+        }
         tracked.meta.durable_txid = target.txid_raw();
         tracked.meta.wal_salts = wal_salts;
         tracked.meta.clean = None;
@@ -109,7 +121,8 @@ impl Database {
     #[must_use]
     pub fn close_if_idle(&self) -> bool {
         let mut state = self.state.lock();
-        if state.open_files > 0 || !state.pending.is_empty() {
+        let is_copied = state.snapshots.iter().any(|snapshot| snapshot.strong_count() > 0);
+        if state.open_files > 0 || !state.pending.is_empty() || is_copied || state.is_installing {
             return false;
         }
         let applied = state.applied;
@@ -150,7 +163,13 @@ impl Database {
             .is_some_and(|journal| self.shared.files.join(journal.as_path()).exists());
         let all_is_in_the_file = tracked.backfilled == tracked.pos
             && tracked.meta.durable_txid == tracked.pos.txid_raw();
-        if all_is_in_the_file && !has_wal && !has_journal && state.quarantine.is_none() {
+        let needs_comparison = tracked.meta.unlogged || tracked.meta.installing;
+        if all_is_in_the_file
+            && !has_wal
+            && !has_journal
+            && !needs_comparison
+            && state.quarantine.is_none()
+        {
             let tracked = state.tracked.as_mut().expect("BUG: just seen");
             if tracked.files.is_some() {
                 tracked.meta.clean =

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -13,6 +14,9 @@ use crate::client::Change;
 use crate::log::PageSums;
 use crate::ltx;
 use crate::types::{Checksum, PageNo, PageSize, Pos};
+
+/// How long an open waits for a file that is being replaced.
+const INSTALL_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// A complete image whose checksum is the one of its position.
 #[derive(Debug)]
@@ -53,11 +57,12 @@ impl Image {
 }
 
 impl Database {
-    /// Notes durably that the file is being replaced: after a crash it needs a fresh copy.
+    /// Notes durably that the file is being replaced: after a crash it needs a fresh copy. From now on applications that
+    /// open it wait. Returns whether one has it open already.
     ///
     /// # Errors
     /// The note could not be stored.
-    pub fn begin_install(&self) -> Result<(), OpError> {
+    pub fn begin_install(&self) -> Result<bool, OpError> {
         let mut state = self.state.lock();
         state.drop_pending();
         let Some(tracked) = &mut state.tracked else {
@@ -65,7 +70,26 @@ impl Database {
         };
         tracked.meta.installing = true;
         let dir = Tracked::log_dir(&self.shared, tracked.id);
-        tracked.meta.save(&dir).map_err(disk_error("write meta", &dir))
+        tracked.meta.save(&dir).map_err(disk_error("write meta", &dir))?;
+        state.is_installing = true;
+        Ok(state.open_by_application > 0)
+    }
+
+    /// The replacement is over, whether it worked or not.
+    pub fn end_install(&self) {
+        self.state.lock().is_installing = false;
+        self.quiet.notify_all();
+    }
+
+    /// Waits, for a bounded time, until the file is not being replaced.
+    pub fn wait_for_install(&self) {
+        let deadline = Instant::now() + INSTALL_WAIT_MAX;
+        let mut state = self.state.lock();
+        while state.is_installing {
+            if self.quiet.wait_until(&mut state, deadline).timed_out() {
+                return;
+            }
+        }
     }
 
     /// The pages in which the database's file or log differ from an image, as one change.
@@ -99,11 +123,12 @@ impl Database {
         Ok(Change { page_size: image.page_size, commit: image.pages, pages })
     }
 
-    /// The file has the image's content: a new history begins at its position.
+    /// Readers see the image's content: a new history begins at its position. `is_in_the_file` says that it is in the
+    /// database file and not only in the WAL; until it is, a crash means a fresh copy.
     ///
     /// # Errors
     /// The log could not be begun anew; after a restart a fresh copy is needed.
-    pub fn installed(&self, image: &Image) -> Result<(), OpError> {
+    pub fn installed(&self, image: &Image, is_in_the_file: bool) -> Result<(), OpError> {
         let name = self.name();
         let mut state = self.state.lock();
         let Some(tracked) = state.tracked.as_mut() else { return Err(OpError::NotTracked(name)) };
@@ -129,9 +154,10 @@ impl Database {
         tracked.pos = image.pos;
         tracked.page_size = image.page_size;
         tracked.pages = image.pages;
-        tracked.backfilled = image.pos;
-        tracked.meta.installing = false;
-        tracked.meta.durable_txid = image.pos.txid_raw();
+        tracked.backfilled = if is_in_the_file { image.pos } else { Pos::ZERO };
+        tracked.meta.installing = !is_in_the_file;
+        tracked.meta.unlogged = false;
+        tracked.meta.durable_txid = tracked.backfilled.txid_raw();
         tracked.meta.clean = None;
         let main = tracked.main(&self.shared, &name)?;
         main.sync_all().map_err(disk_error("sync database", name.as_path()))?;

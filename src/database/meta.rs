@@ -28,6 +28,10 @@ pub(crate) struct Meta {
     /// The file is being replaced by a copy from the primary.
     #[serde(default)]
     pub(crate) installing: bool,
+    /// The database file was written outside every journal, or may have been, and that is not in the log: after a
+    /// crash only a comparison of all pages tells.
+    #[serde(default)]
+    pub(crate) unlogged: bool,
     /// The daemon stopped in an orderly way: nothing to recover while the file still looks like this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) clean: Option<Clean>,
@@ -60,6 +64,7 @@ impl Meta {
             durable_txid: 0,
             wal_salts: None,
             installing: false,
+            unlogged: false,
             clean: None,
         }
     }

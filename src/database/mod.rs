@@ -25,6 +25,8 @@ mod status;
 mod unlogged;
 mod verify;
 
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -95,6 +97,28 @@ pub struct Database {
     positions: watch::Sender<Positions>,
 }
 
+/// Removes a log directory as a whole: after a crash it is there or it is not. What is left is removed at the next
+/// start.
+///
+/// # Errors
+/// The disk refused.
+pub fn remove_log(dir: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else { return Ok(()) };
+    let mut dead = std::ffi::OsString::from(DEAD_LOG);
+    dead.push(name);
+    let dead = parent.join(dead);
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the directory is synced below; its content is to go"
+    )]
+    std::fs::rename(dir, &dead)?;
+    crate::disk::sync_dir(parent)?;
+    std::fs::remove_dir_all(&dead)
+}
+
+/// What the names of log directories begin with that are being removed.
+pub const DEAD_LOG: &str = "dead-";
+
 /// How far a database is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Positions {
@@ -132,7 +156,7 @@ impl Database {
             state.foreign_writer = true;
             state.written_without_journal = true;
         }
-        self.capture_unlogged(WriterIs::Gone)?;
+        self.capture_unlogged(WriterIs::Gone, None)?;
         self.take_over_wal(&mut self.state.lock())
     }
 
@@ -261,7 +285,7 @@ impl Database {
         self.positions.send_replace(Positions { logged: Pos::ZERO, applied: Pos::ZERO });
         let dir = Tracked::log_dir(&self.shared, tracked.id);
         drop(tracked.files);
-        if let Err(error) = std::fs::remove_dir_all(&dir) {
+        if let Err(error) = remove_log(&dir) {
             error!(db = %self.name(), %error, path = %dir.display(), "remove log");
         }
         self.shared.tell(Event::Untracked(tracked.id));

@@ -46,6 +46,24 @@ pub enum Recovered {
 }
 
 impl Database {
+    /// The name that a log directory's database takes by a rename whose file operation is done, though perhaps nothing
+    /// else: other databases of that name were replaced by it.
+    #[must_use]
+    pub fn renamed_over(shared: &Shared, id: DbId) -> Option<DbName> {
+        let meta = Meta::load(&Tracked::log_dir(shared, id)).ok()?;
+        let exists = |name: &DbName| shared.files.join(name.as_path()).is_file();
+        match meta.names() {
+            (Some(name), Some(before)) if exists(&name) && !exists(&before) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// The name that a log directory's database had when it was last written.
+    #[must_use]
+    pub fn noted_name(shared: &Shared, id: DbId) -> Option<DbName> {
+        Meta::load(&Tracked::log_dir(shared, id)).ok()?.names().0
+    }
+
     /// Recovers the database of a log directory.
     ///
     /// # Errors
@@ -87,7 +105,7 @@ impl Database {
             }
         };
         let installing = meta.installing;
-        let changed_offline = meta.clean.is_some() && !clean;
+        let changed_offline = meta.unlogged || (meta.clean.is_some() && !clean);
         let tracked = Tracked {
             id,
             pos,
@@ -145,7 +163,7 @@ impl Database {
         if owner == WalOwner::Applications && sums_are_whole {
             if state.written_without_journal {
                 drop(guard);
-                self.capture_unlogged(WriterIs::Gone)?;
+                self.capture_unlogged(WriterIs::Gone, None)?;
                 guard = self.state.lock();
             }
             self.take_wal(&mut guard, &main)?;
@@ -434,6 +452,7 @@ impl Database {
             let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
             // Whatever the number was: sums and file are at the end of the log now.
             tracked.meta.durable_txid = 0;
+            tracked.meta.unlogged = false;
             tracked.meta.wal_salts = None;
             Tracked::log_dir(&self.shared, tracked.id)
         };
@@ -544,7 +563,9 @@ fn remove_companions(main: &Path) -> Result<(), OpError> {
             Err(error) => return Err(disk_error("remove file", &path)(error)),
         }
     }
-    Ok(())
+    // What is removed must stay so before anything is said to be durable without it.
+    let parent = main.parent().unwrap_or(Path::new("/"));
+    crate::disk::sync_dir(parent).map_err(disk_error("sync directory", parent))
 }
 
 fn companion(main: &Path, suffix: &str) -> PathBuf {

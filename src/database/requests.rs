@@ -20,6 +20,10 @@ use crate::types::{PageNo, PageSize};
 
 /// Length of the journal header that `journal_mode=PERSIST` overwrites with zeros to commit.
 const JOURNAL_HEADER_LEN: usize = 28;
+/// Pages up to which the last commit of a WAL is compared with the database file when the WAL ends.
+const UNSEEN_PAGES_MAX: usize = 1 << 16;
+/// What journal headers begin with, and the record that names a super-journal ends with.
+const JOURNAL_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 
 impl Database {
     /// A file of the database is being opened. `truncate` is `O_TRUNC`; the truncation itself is a
@@ -108,6 +112,7 @@ impl Database {
         self.check_writable(&state)?;
         match role {
             FileRole::Main => {
+                self.before_main_write(&mut state)?;
                 put()?;
                 self.wrote_main(&mut state, offset, data);
                 Ok(())
@@ -122,6 +127,10 @@ impl Database {
                 }
                 put()?;
                 state.rollback.journal_started();
+                // SQLite pager.c, writeSuperJournal: the magic alone ends the record with the name.
+                if offset != 0 && data == JOURNAL_MAGIC {
+                    state.rollback.super_journal_named();
+                }
                 Ok(())
             }
             FileRole::Shm => put(),
@@ -158,16 +167,29 @@ impl Database {
         match role {
             FileRole::Main => {
                 let before = file.metadata().map_or(0, |metadata| metadata.len());
+                // In rollback mode SQLite cuts the file after the journal is gone: nothing changes by that.
+                let is_known_size = state.rollback.is_clean()
+                    && state.tracked.as_ref().is_some_and(|tracked| {
+                        u64::from(tracked.pages) * u64::from(tracked.page_size.get()) == len
+                    });
+                if before == len || is_known_size {
+                    return put();
+                }
+                self.before_main_write(&mut state)?;
                 put()?;
-                self.resized_main(&mut state, before, len);
+                self.resized_main(&mut state);
                 Ok(())
             }
             FileRole::Wal => {
                 put()?;
                 if len == 0 {
-                    state.wal_is_gone();
-                } else {
-                    state.wal.truncated(len);
+                    return self.wal_is_gone(&mut state);
+                }
+                if !state.wal.truncated(len) {
+                    state.quarantine(
+                        "something that is not SQLite cut the WAL: restart the daemon to compare file and log",
+                        false,
+                    );
                 }
                 Ok(())
             }
@@ -202,8 +224,7 @@ impl Database {
             FileRole::Journal => self.end_journal(&mut state, &mut put),
             FileRole::Wal => {
                 put()?;
-                state.wal_is_gone();
-                Ok(())
+                self.wal_is_gone(&mut state)
             }
             FileRole::Main | FileRole::Shm => put(),
         }
@@ -223,7 +244,11 @@ impl Database {
             match (role, state.tracked.is_some()) {
                 (FileRole::Main, true) if in_transaction && self.shared.is_primary() => {
                     state.rollback.synced();
-                    return Ok(());
+                    if !state.rollback.spans_databases() {
+                        return Ok(());
+                    }
+                    // The removal of the super-journal commits, before anything is in this log.
+                    None
                 }
                 (FileRole::Wal, true) => {
                     let tracked = state.tracked.as_mut().expect("BUG: checked above");
@@ -298,11 +323,20 @@ impl Database {
             WalEvent::None => return put(&mut state.wal, ""),
             WalEvent::Restarted => {
                 put(&mut state.wal, "")?;
-                state.all_is_backfilled();
+                let unseen = self.unseen_pages(state)?;
+                if unseen.is_empty() {
+                    state.all_is_backfilled();
+                } else {
+                    state.wal.abandon(unseen);
+                }
                 return Ok(());
             }
             WalEvent::Commit(commit) => commit,
         };
+        // What was written to the file itself before this commit comes first; the file shows it still.
+        if state.written_without_journal && !state.rollback.journal_is_live() {
+            self.capture_main(state).inspect_err(|_| state.wal.refused(offset))?;
+        }
         let prepared = match self.prepare_wal(state, file, &commit) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -323,7 +357,9 @@ impl Database {
 
     fn finish_wal(&self, state: &mut State, commit: &WalCommit, prepared: Option<Prepared>) {
         state.wal.committed(commit);
-        state.commit_may_be_unpublished = true;
+        state.wal_commits += 1;
+        state.last_wal_pages.clear();
+        state.last_wal_pages.extend(commit.pages.iter().map(|(page, _)| *page));
         if let Some(prepared) = prepared {
             self.finish(state, prepared);
         }
@@ -408,6 +444,9 @@ impl Database {
         file: &File,
         commit: &WalCommit,
     ) -> Result<(), OpError> {
+        if state.written_without_journal && !state.rollback.journal_is_live() {
+            self.capture_main(state)?;
+        }
         let prepared = self.prepare_wal(state, file, commit)?;
         self.finish_wal(state, commit, prepared);
         Ok(())
@@ -522,6 +561,64 @@ impl Database {
         Ok(())
     }
 
+    /// Logs what was written to the database file outside a journal, and notes that it is.
+    pub(super) fn capture_main(&self, state: &mut State) -> Result<(), OpError> {
+        let prepared = self.prepare_main(state)?;
+        state.rollback.finished();
+        state.written_without_journal = false;
+        state.foreign_writer = false;
+        if let Some(prepared) = prepared {
+            self.finish(state, prepared);
+        }
+        state.all_is_backfilled();
+        self.quiet.notify_all();
+        Ok(())
+    }
+
+    /// The WAL was emptied or removed, which SQLite does when every commit it knows of is in the database. A commit that
+    /// no connection ever saw is taken back by a transaction of its own.
+    fn wal_is_gone(&self, state: &mut State) -> Result<(), OpError> {
+        let unseen = self.unseen_pages(state)?;
+        state.wal.removed();
+        state.wal_is_known = true;
+        if unseen.is_empty() {
+            state.all_is_backfilled();
+            return Ok(());
+        }
+        if let Some(tracked) = &state.tracked {
+            let page_size = tracked.page_size;
+            for page in unseen {
+                state.rollback.wrote(page_size, page.offset(page_size), page_size.bytes());
+            }
+        }
+        state.rollback.resized();
+        self.capture_main(state)
+    }
+
+    /// Pages of the last commit in the WAL that the database file does not have although the WAL ends: its writer died,
+    /// or failed, before any connection could see the commit. Empty as a rule.
+    fn unseen_pages(&self, state: &mut State) -> Result<Vec<PageNo>, OpError> {
+        let pages = std::mem::take(&mut state.last_wal_pages);
+        let name = self.name();
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(Vec::new()) };
+        if pages.is_empty() || pages.len() > UNSEEN_PAGES_MAX {
+            return Ok(Vec::new());
+        }
+        let page_size = tracked.page_size;
+        let main = tracked.main(&self.shared, &name)?;
+        let sums = &mut tracked.files(&self.shared)?.sums;
+        let mut image = vec![0; page_size.bytes()];
+        let mut unseen = Vec::new();
+        for page in pages {
+            read_or_zeros(&main, page, page_size, &mut image)
+                .map_err(disk_error("read page", name.as_path()))?;
+            if sums.get(page)? != Some(crate::ltx::page_sum(page, &image)) {
+                unseen.push(page);
+            }
+        }
+        Ok(unseen)
+    }
+
     pub(super) fn finish(&self, state: &mut State, prepared: Prepared) {
         let Some(tracked) = state.tracked.as_mut() else { return };
         commit::finish(tracked, prepared);
@@ -557,16 +654,42 @@ impl Database {
         self.changed_main(state);
     }
 
-    fn resized_main(&self, state: &mut State, before: u64, len: u64) {
-        if state.wal.captured() > 0 || before == len {
+    fn resized_main(&self, state: &mut State) {
+        if state.wal.captured() > 0 {
             return;
         }
         state.rollback.resized();
         self.changed_main(state);
     }
 
+    /// Notes durably, before the first write outside every journal, that only a comparison will tell what changed.
+    fn before_main_write(&self, state: &mut State) -> Result<(), OpError> {
+        if state.wal.captured() > 0 || state.rollback.journal_is_live() {
+            return Ok(());
+        }
+        let name = self.name();
+        let Some(tracked) = state.tracked.as_mut().filter(|tracked| !tracked.meta.unlogged) else {
+            return Ok(());
+        };
+        // The comparison must not find anything missing that the log has: all of it is durable first.
+        let main = tracked.main(&self.shared, &name)?;
+        tracked.files(&self.shared)?.syncer.sync()?;
+        main.sync_data().map_err(disk_error("sync database", name.as_path()))?;
+        tracked.meta.unlogged = true;
+        tracked.meta.durable_txid = tracked.backfilled.txid_raw();
+        let dir = super::Tracked::log_dir(&self.shared, tracked.id);
+        tracked.meta.save(&dir).map_err(|error| {
+            tracked.meta.unlogged = false;
+            disk_error("write meta", &dir)(error)
+        })
+    }
+
     fn changed_main(&self, state: &mut State) {
-        if state.rollback.journal_is_live() || state.written_without_journal {
+        if state.rollback.journal_is_live() {
+            return;
+        }
+        state.unlogged_writes += 1;
+        if state.written_without_journal {
             return;
         }
         state.written_without_journal = true;

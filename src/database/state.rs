@@ -14,7 +14,7 @@ use super::{OpError, Shared, disk_error};
 use crate::capture::{RollbackCapture, WalCapture};
 use crate::client::Change;
 use crate::log::{Log, LogReader, LogSync, PageSums};
-use crate::types::{DbId, DbName, PageSize, Pos};
+use crate::types::{DbId, DbName, PageNo, PageSize, Pos};
 
 /// State of one database.
 #[derive(Debug, Default)]
@@ -29,8 +29,15 @@ pub(super) struct State {
     /// A writer that does not lock (cp, rsync) is at work: capture when it closes the file.
     pub(super) foreign_writer: bool,
     pub(super) warned_about_journal_mode: bool,
-    /// A commit was logged since the wal-index was last known to show it.
-    pub(super) commit_may_be_unpublished: bool,
+    /// Counts writes to the database file outside every journal, to tell that none came meanwhile.
+    pub(super) unlogged_writes: u64,
+    /// Counts commits in the WAL, and how many of them the wal-index is known to show.
+    pub(super) wal_commits: u64,
+    pub(super) wal_commits_published: u64,
+    /// Pages of the last commit in the WAL: the only one that perhaps no connection ever saw.
+    pub(super) last_wal_pages: Vec<PageNo>,
+    /// The file is being replaced by a copy from the primary.
+    pub(super) is_installing: bool,
     /// The file has no name any more, or another file has it: what is still open of it is nobody's database.
     pub(super) is_removed: bool,
     pub(super) open_files: u32,
@@ -143,13 +150,6 @@ impl State {
         if let Some(tracked) = &mut self.tracked {
             tracked.backfilled = tracked.pos;
         }
-    }
-
-    /// The WAL was emptied or removed, which SQLite does when everything in it is in the database.
-    pub(super) fn wal_is_gone(&mut self) {
-        self.wal.removed();
-        self.wal_is_known = true;
-        self.all_is_backfilled();
     }
 
     /// The database file was written: snapshots in progress must look at these pages again.

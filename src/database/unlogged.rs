@@ -12,6 +12,10 @@ use super::requests::{database_size, open_regular};
 use super::state::State;
 use super::{Database, FileRole, OpError, Origin, disk_error};
 use crate::client::{Abandoned, Answer, Holder, Request};
+use crate::types::DbId;
+
+/// Under this identity files that are no tracked databases are asked about.
+const UNTRACKED: DbId = DbId::new(0);
 
 /// How sure a caller of [`Database::capture_unlogged`] is that the writer is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,7 +36,7 @@ impl Database {
         let state = self.state.lock();
         match role {
             FileRole::Main => state.written_without_journal,
-            FileRole::Shm => state.commit_may_be_unpublished && state.wal.captured() > 0,
+            FileRole::Shm => state.wal_commits != state.wal_commits_published,
             FileRole::Wal | FileRole::Journal => false,
         }
     }
@@ -47,8 +51,13 @@ impl Database {
             return Ok(());
         }
         match role {
-            FileRole::Main if self.is_locked_by_a_writer() => Ok(()),
-            FileRole::Main => self.capture_unlogged(WriterIs::Gone),
+            FileRole::Main => {
+                let writes = self.unlogged_writes();
+                if self.is_locked_by_a_writer() {
+                    return Ok(());
+                }
+                self.capture_unlogged(WriterIs::Gone, Some(writes))
+            }
             FileRole::Shm => {
                 self.publish_abandoned(tid);
                 Ok(())
@@ -57,13 +66,24 @@ impl Database {
         }
     }
 
-    /// Captures what was written without a journal, as one transaction.
+    /// How often the database file was written outside every journal. If the number is what it was before a look at
+    /// SQLite's locks found no writer, no writer has begun since.
+    #[must_use]
+    pub fn unlogged_writes(&self) -> u64 {
+        self.state.lock().unlogged_writes
+    }
+
+    /// Captures what was written without a journal, as one transaction, unless more was written than `writes`.
     ///
     /// # Errors
     /// The transaction is not in the log; the writes stay noted.
-    pub fn capture_unlogged(&self, writer: WriterIs) -> Result<(), OpError> {
+    pub fn capture_unlogged(&self, writer: WriterIs, writes: Option<u64>) -> Result<(), OpError> {
         let mut state = self.state.lock();
         if !state.written_without_journal || state.rollback.journal_is_live() {
+            return Ok(());
+        }
+        if writes.is_some_and(|writes| writes != state.unlogged_writes) {
+            // Another writer has begun; its own end will be looked for.
             return Ok(());
         }
         if state.foreign_writer && writer == WriterIs::Unlocked {
@@ -87,16 +107,7 @@ impl Database {
                  but a crash in the middle of a write corrupts the database"
             );
         }
-        let prepared = self.prepare_main(&mut state)?;
-        state.rollback.finished();
-        state.written_without_journal = false;
-        state.foreign_writer = false;
-        if let Some(prepared) = prepared {
-            self.finish(&mut state, prepared);
-        }
-        state.all_is_backfilled();
-        self.quiet.notify_all();
-        Ok(())
+        self.capture_main(&mut state)
     }
 
     /// Whether something was written that no commit point will report.
@@ -130,7 +141,8 @@ impl Database {
 
     /// Whether some process holds RESERVED or more on the file.
     fn is_locked_by_a_writer(&self) -> bool {
-        let (Some(client), Some(id)) = (self.shared.client(), self.id()) else { return false };
+        let Some(client) = self.shared.client() else { return false };
+        let id = self.id().unwrap_or(UNTRACKED);
         let request = Request::WaitUnlocked { name: self.name(), timeout: Duration::ZERO };
         client.call(id, request).is_err()
     }
@@ -138,21 +150,26 @@ impl Database {
     /// Shows a logged commit in the wal-index if the process of thread `tid` holds the write lock and is
     /// about to lose it: it died between the answer to its commit and its own update.
     fn publish_abandoned(&self, tid: u32) {
-        let abandoned = {
-            let mut state = self.state.lock();
-            state.commit_may_be_unpublished = false;
+        let (abandoned, commits) = {
+            let state = self.state.lock();
             let Some(salts) = state.wal.salts() else { return };
             let Some(tracked) = &state.tracked else { return };
-            Abandoned { salts, frames: state.wal.captured(), pages: tracked.pages }
+            let abandoned = Abandoned { salts, frames: state.wal.captured(), pages: tracked.pages };
+            (abandoned, state.wal_commits)
         };
         let (Some(client), Some(id)) = (self.shared.client(), self.id()) else { return };
         let name = self.name();
         match client.call(id, Request::WriteLockHolder { name: name.clone() }) {
             Ok(Answer::Holder(Some(Holder::Process(pid)))) if is_thread_of(tid, pid) => (),
+            // Who let go of the lock has told the others before.
+            Ok(Answer::Holder(None)) => return self.state.lock().wal_commits_published = commits,
             Ok(_) | Err(_) => return,
         }
-        if let Err(error) = client.call(id, Request::PublishAbandoned { name, abandoned }) {
-            warn!(db = %self.name(), %error, "publish the commit of a dead writer");
+        match client.call(id, Request::PublishAbandoned { name, abandoned }) {
+            Ok(_) => self.state.lock().wal_commits_published = commits,
+            Err(error) => {
+                warn!(db = %self.name(), %error, "publish the commit of a dead writer");
+            }
         }
     }
 }

@@ -207,6 +207,11 @@ impl Tree {
         let complete = || {
             if attaches {
                 self.store.attach(&handle.db)?;
+                // A copy from the primary may have taken the file's place meanwhile; the kernel looks again.
+                let same = self.locate(handle.ino).is_some_and(|at| at.stat.st_ino == handle.ino);
+                if !same {
+                    return Err(RequestError::Stale);
+                }
             }
             if truncates {
                 handle.db.set_len(handle.role, handle.origin, &handle.file, 0)?;

@@ -116,6 +116,11 @@ impl Node {
             retention: config.log,
         })
         .with_context(|| format!("open node.data {}", data.display()))?;
+        // Before the mount: an application that starts at once finds the node as it will be.
+        store.set_role(match &assignment {
+            Assignment::Primary { epoch } => Role::Primary { epoch: *epoch },
+            Assignment::Follow { .. } => Role::Replica { primary: None },
+        });
         let pool =
             Pool::start(mount_point.clone(), LANES).context("start threads for the mount")?;
         let pool = Arc::new(pool);
@@ -155,10 +160,6 @@ impl Node {
         listener: Option<tokio::net::TcpListener>,
         started: Duration,
     ) -> anyhow::Result<()> {
-        self.store.set_role(match assignment {
-            Assignment::Primary { epoch } => Role::Primary { epoch: *epoch },
-            Assignment::Follow { .. } => Role::Replica { primary: None },
-        });
         let member = Arc::new(membership(&self.config.node.name, identity));
         let _in_runtime = self.runtime().enter();
         if let Some(listener) = listener {
@@ -288,6 +289,8 @@ impl Node {
         {
             error!(error = format!("{:#}", anyhow::Error::from(error)), "unmount");
         }
+        // What applications committed until the unmount.
+        self.store.close();
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(LAST_DRAIN_WAIT);
         }

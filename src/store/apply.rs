@@ -49,10 +49,10 @@ impl Store {
                 }
             };
             self.used_through_mount(id);
-            let (after, transactions) = (batch.after, batch.transactions);
+            let (before, after, transactions) = (batch.before, batch.after, batch.transactions);
             match client.call(id, Request::Apply { name: db.name(), change: batch.change }) {
                 Ok(answer) => {
-                    db.batch_applied(after);
+                    db.batch_applied(before, after);
                     if let Answer::State(state) = answer
                         && state.is_written_back()
                     {
@@ -75,15 +75,21 @@ impl Store {
     /// # Errors
     /// The lock could not be taken in time.
     pub fn attach(&self, db: &Arc<Database>) -> Result<(), crate::database::OpError> {
+        db.wait_for_install();
         let (Some(id), Some(client)) = (db.id(), self.shared.client()) else { return Ok(()) };
         if self.shared.is_primary() {
             return Ok(());
         }
         self.fenced.lock().insert(id);
         self.used_through_mount(id);
-        client.call(id, Request::Fence { name: db.name() }).map(drop).map_err(|source| {
+        client.call(id, Request::Fence { name: db.name() }).map_err(|source| {
             crate::database::OpError::Client { db: db.name(), step: "take the write lock", source }
-        })
+        })?;
+        if self.shared.is_primary() && self.fenced.lock().remove(&id) {
+            // The node was promoted meanwhile: nobody else will release this lock.
+            drop(client.call(id, Request::Unfence));
+        }
+        Ok(())
     }
 
     /// Closes what `client` holds of databases that no application uses, which also brings their WAL back.
@@ -105,6 +111,11 @@ impl Store {
                 continue;
             }
             self.detach(&db, id, client);
+            if !db.is_unused()
+                && let Err(error) = self.attach(&db)
+            {
+                warn!(db = %db.name(), %error, "take the write lock again");
+            }
         }
     }
 
@@ -113,10 +124,21 @@ impl Store {
         self.used.lock().remove(&id);
         self.fenced.lock().remove(&id);
         match client.call(id, Request::Detach) {
-            Ok(Answer::Closed { clean: true }) if db.applied() == at => db.checkpointed(at),
+            Ok(Answer::Closed { clean: true }) if db.applied() == at && !self.has_wal(db) => {
+                db.checkpointed(at);
+            }
             Ok(_) => (),
             Err(error) => warn!(db = %db.name(), %error, "close"),
         }
+    }
+
+    /// Whether a WAL with something in it lies beside a database.
+    fn has_wal(&self, db: &Database) -> bool {
+        let wal = db.name().with_suffix("-wal");
+        wal.is_some_and(|wal| {
+            let path = self.shared.files.join(wal.as_path());
+            path.metadata().is_ok_and(|metadata| metadata.len() > 0)
+        })
     }
 
     /// On a replica: copies the WAL back as far as readers allow.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::{Role, Store};
-use crate::client::{Pool, Request};
+use crate::client::{Answer, Pool, Request};
 use crate::database::{Database, Image, OpError};
 use crate::disk::{self, clock};
 use crate::types::{DbId, DbName, NodeId, Pos, Txid};
@@ -104,19 +104,34 @@ impl Store {
         let image = Image::check(db, image, pos)?;
         let id = db.id().ok_or_else(|| OpError::NotTracked(db.name()))?;
         let _claim = self.to_apply.claim(id);
+        let is_used = db.begin_install()?;
+        let result = self.put_image(db, id, &image, is_used);
+        db.end_install();
+        result
+    }
+
+    fn put_image(
+        &self,
+        db: &Database,
+        id: DbId,
+        image: &Image,
+        is_used: bool,
+    ) -> Result<(), OpError> {
         let name = db.name();
-        db.begin_install()?;
+        let pos = image.pos;
         let path = self.shared.files.join(name.as_path());
-        if path.exists() && !db.is_unused() {
-            let change = db.difference(&image)?;
+        if path.exists() && is_used {
+            let change = db.difference(image)?;
             let pages = change.pages.len();
-            self.call(db, Request::Apply { name, change })?;
-            info!(db = %db.name(), pages, pos = %pos, "brought level with the primary's copy");
+            let answer = self.call(db, Request::Apply { name, change })?;
+            info!(db = %db.name(), pages, %pos, "brought level with the primary's copy");
+            let is_in_the_file = matches!(answer, Answer::State(state) if state.is_written_back());
+            db.installed(image, is_in_the_file)
         } else {
-            self.replace_file(db, id, &image, &path)?;
-            info!(db = %db.name(), pos = %pos, "took the primary's copy");
+            self.replace_file(db, id, image, &path)?;
+            info!(db = %db.name(), %pos, "took the primary's copy");
+            db.installed(image, true)
         }
-        db.installed(&image)
     }
 
     /// Puts the image in the place of a file that no application has open.
@@ -165,12 +180,12 @@ impl Store {
         Ok(())
     }
 
-    fn call(&self, db: &Database, request: Request) -> Result<(), OpError> {
+    fn call(&self, db: &Database, request: Request) -> Result<Answer, OpError> {
         let (Some(client), Some(id)) = (self.shared.client(), db.id()) else {
             return Err(OpError::NotTracked(db.name()));
         };
         self.used_through_mount(id);
-        Pool::call(client, id, request).map(drop).map_err(|source| OpError::Client {
+        Pool::call(client, id, request).map_err(|source| OpError::Client {
             db: db.name(),
             step: "work",
             source,

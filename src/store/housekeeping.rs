@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::Store;
 use crate::client::{ClientError, Request};
-use crate::database::{Database, WriterIs};
+use crate::database::{Database, OpError, WriterIs};
 use crate::disk::{clock, memory};
 
 /// How often housekeeping looks around.
@@ -19,8 +19,8 @@ const REDO_BYTES_MAX: u64 = 64 << 20;
 const WRITE_BACK_ROUNDS: u64 = 15;
 /// Rounds after which unused memory is given back to the system.
 const GIVE_BACK_ROUNDS: u64 = 10;
-/// How long one wait for a writer's lock takes; then it is asked again.
-const UNLOCK_WAIT: Duration = Duration::from_secs(5);
+/// How often a writer without a journal is asked for.
+const UNLOCK_ROUND: Duration = Duration::from_millis(10);
 /// A file that is no known database yet is taken once it has not changed for so long and looks complete.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -74,7 +74,7 @@ impl Store {
     pub(super) fn run_watcher(self: &Arc<Self>) {
         let mut watched: Vec<(Arc<Database>, Instant)> = Vec::new();
         loop {
-            let wait = if watched.is_empty() { None } else { Some(Duration::from_millis(100)) };
+            let wait = if watched.is_empty() { None } else { Some(UNLOCK_ROUND) };
             let Some(new) = self.unlogged.take(wait) else { return };
             watched.extend(new.into_iter().map(|db| (db, Instant::now())));
             watched.retain(|(db, since)| self.watch(db, *since));
@@ -92,10 +92,16 @@ impl Store {
         }
         let Some(client) = self.shared.client() else { return true };
         let id = db.id().unwrap_or(crate::types::DbId::new(0));
-        let request = Request::WaitUnlocked { name: db.name(), timeout: UNLOCK_WAIT };
+        // No waiting in there: the close of a file may be waiting behind.
+        let request = Request::WaitUnlocked { name: db.name(), timeout: Duration::ZERO };
+        let writes = db.unlogged_writes();
         match client.call(id, request) {
-            Ok(_) => match db.capture_unlogged(WriterIs::Unlocked) {
+            Ok(_) => match db.capture_unlogged(WriterIs::Unlocked, Some(writes)) {
                 Ok(()) => db.is_written_without_journal(),
+                Err(error @ OpError::TooLarge { .. }) => {
+                    db.quarantine(&error.to_string(), false);
+                    false
+                }
                 Err(error) => {
                     warn!(db = %db.name(), %error, "capture what was written without a journal");
                     true

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::{APPLIERS, InvalidateEntry, ReplicaWrites, Role, Store, StoreError, StoreOptions};
 use crate::client::{Pool, Request};
-use crate::database::{Database, Recovered, Shared, WalOwner};
+use crate::database::{DEAD_LOG, Database, Recovered, Shared, WalOwner, remove_log};
 use crate::disk;
 use crate::log::LogOptions;
 use crate::sqlite::DatabaseHeader;
@@ -71,20 +71,14 @@ impl Store {
             // Without a note the files are whatever their owner put there.
             Ok(_) | Err(_) => WalOwner::Applications,
         };
-        let logs = &self.shared.logs;
-        for entry in fs::read_dir(logs).map_err(failed("read directory", logs))? {
-            let entry = entry.map_err(failed("read directory", logs))?;
-            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<DbId>().ok())
-            else {
-                warn!(path = %entry.path().display(), "not a log directory, left alone");
-                continue;
-            };
+        for id in self.logs_to_recover()? {
+            let dir = self.shared.logs.join(id.to_string());
             match Database::recover(&self.shared, id, owner) {
                 Ok(Recovered::Database(db)) => self.catalog.lock().track(id, db),
                 Ok(Recovered::FileIsGone(name)) => {
                     let name = name.map(|name| name.to_string()).unwrap_or_default();
                     info!(db = name, %id, "the file was removed: its log goes too");
-                    remove_log(&entry.path());
+                    remove_log_of(&dir);
                 }
                 Err(cause) => {
                     error!(%id, error = %cause, "a log directory that tells nothing, left alone");
@@ -92,6 +86,41 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// The log directories that belong to databases, after those are gone whose file another database replaced.
+    fn logs_to_recover(&self) -> Result<Vec<DbId>, StoreError> {
+        let logs = &self.shared.logs;
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(logs).map_err(failed("read directory", logs))? {
+            let entry = entry.map_err(failed("read directory", logs))?;
+            let name = entry.file_name();
+            match name.to_str().and_then(|name| name.parse::<DbId>().ok()) {
+                Some(id) => ids.push(id),
+                None if name.as_bytes().starts_with(DEAD_LOG.as_bytes()) => {
+                    if let Err(cause) = fs::remove_dir_all(entry.path()) {
+                        warn!(error = %cause, path = %entry.path().display(), "remove log");
+                    }
+                }
+                None => warn!(path = %entry.path().display(), "not a log directory, left alone"),
+            }
+        }
+        let replaced_by: Vec<(DbName, DbId)> = ids
+            .iter()
+            .filter_map(|id| Some((Database::renamed_over(&self.shared, *id)?, *id)))
+            .collect();
+        for (name, by) in replaced_by {
+            ids.retain(|id| {
+                let is_replaced =
+                    *id != by && Database::noted_name(&self.shared, *id).as_ref() == Some(&name);
+                if is_replaced {
+                    info!(db = %name, %id, "a crash interrupted its replacement: its log goes");
+                    remove_log_of(&logs.join(id.to_string()));
+                }
+                !is_replaced
+            });
+        }
+        Ok(ids)
     }
 
     fn start_threads(self: &Arc<Self>) -> Result<(), StoreError> {
@@ -184,8 +213,8 @@ impl Store {
     }
 }
 
-fn remove_log(path: &Path) {
-    if let Err(cause) = fs::remove_dir_all(path) {
+fn remove_log_of(path: &Path) {
+    if let Err(cause) = remove_log(path) {
         error!(error = %cause, path = %path.display(), "remove log");
     }
 }

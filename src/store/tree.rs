@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::{CatalogChange, Store};
-use crate::database::{Database, FileRole, OpError, Origin};
+use crate::database::{Database, FileRole, OpError, Origin, WriterIs};
 use crate::types::DbName;
 
 const COMPANIONS: [(&str, FileRole); 3] =
@@ -80,7 +80,7 @@ impl Store {
             self.check_replica_change(db, origin)?;
             // A copy that is renamed into place may not have been closed yet.
             if db.is_written_without_journal() && self.shared.is_primary() {
-                db.capture_unlogged(crate::database::WriterIs::Gone)?;
+                db.capture_unlogged(WriterIs::Gone, None)?;
             }
         }
         if let Some(db) = &replaced {
