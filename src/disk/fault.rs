@@ -97,9 +97,10 @@ mod armed {
 
     pub(super) fn is_hit(place: &str) -> bool {
         let faults = FAULTS.get_or_init(|| parse(&std::env::var("WEIR_FAULT").unwrap_or_default()));
-        faults.iter().filter(|fault| fault.place == place).any(|fault| {
+        // Every fault of the place counts the visit, also when an earlier one is hit.
+        faults.iter().filter(|fault| fault.place == place).fold(false, |hit, fault| {
             let visit = fault.visits.fetch_add(1, Ordering::Relaxed) + 1;
-            visit == fault.nth || (fault.stays && visit > fault.nth)
+            hit | (visit == fault.nth || (fault.stays && visit > fault.nth))
         })
     }
 

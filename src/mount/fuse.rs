@@ -20,6 +20,8 @@ use fuser::{
 };
 use tracing::{debug, error, warn};
 
+use crate::disk::fault;
+
 use super::attributes::{Change, Xattr};
 use super::errno::RequestError;
 use super::files::{self, Opened, PendingOpen};
@@ -442,7 +444,7 @@ impl Filesystem for Fuse {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -452,6 +454,7 @@ impl Filesystem for Fuse {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        fault::request_from(request.pid());
         self.serve(RequestKind::Write, |tree| {
             let drops = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
             match tree.write(fh.0, offset, data, drops) {
