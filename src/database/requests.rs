@@ -15,6 +15,7 @@ use super::{Database, Event, FileRole, OpError, OpenOutcome, Origin, disk_error}
 use crate::capture::{WalCapture, WalCommit, WalEvent};
 use crate::disk::fault;
 use crate::log::WalSpan;
+use crate::ltx;
 use crate::sqlite::{DatabaseHeader, Salts};
 use crate::types::{PageNo, PageSize};
 
@@ -109,7 +110,10 @@ impl Database {
             }
             return put();
         }
-        self.check_writable(&state)?;
+        if role == FileRole::Journal && zeroes_journal_header(offset, data) {
+            return self.end_journal(&mut state, &mut put);
+        }
+        self.check_writable(&state, role)?;
         match role {
             FileRole::Main => {
                 self.before_main_write(&mut state)?;
@@ -119,12 +123,6 @@ impl Database {
             }
             FileRole::Wal => self.write_wal(&mut state, file, offset, data),
             FileRole::Journal => {
-                let commits = offset == 0
-                    && data.len() == JOURNAL_HEADER_LEN
-                    && data.iter().all(|byte| *byte == 0);
-                if commits {
-                    return self.end_journal(&mut state, &mut put);
-                }
                 put()?;
                 state.rollback.journal_started();
                 // SQLite pager.c, writeSuperJournal: the magic alone ends the record with the name.
@@ -163,7 +161,10 @@ impl Database {
             }
             return put();
         }
-        self.check_writable(&state)?;
+        if role == FileRole::Journal && len == 0 {
+            return self.end_journal(&mut state, &mut put);
+        }
+        self.check_writable(&state, role)?;
         match role {
             FileRole::Main => {
                 let before = file.metadata().map_or(0, |metadata| metadata.len());
@@ -193,7 +194,6 @@ impl Database {
                 }
                 Ok(())
             }
-            FileRole::Journal if len == 0 => self.end_journal(&mut state, &mut put),
             FileRole::Journal | FileRole::Shm => put(),
         }
     }
@@ -284,8 +284,16 @@ impl Database {
         Ok(())
     }
 
-    fn check_writable(&self, state: &State) -> Result<(), OpError> {
-        if state.quarantine.is_some() { Err(OpError::Quarantined(self.name())) } else { Ok(()) }
+    /// A quarantined database takes no writes but those that roll a transaction back, which readers need.
+    fn check_writable(&self, state: &State, role: FileRole) -> Result<(), OpError> {
+        let may_roll_back = match role {
+            FileRole::Main => state.rollback.journal_is_live(),
+            FileRole::Journal | FileRole::Wal | FileRole::Shm => false,
+        };
+        if state.quarantine.is_some() && !may_roll_back {
+            return Err(OpError::Quarantined(self.name()));
+        }
+        Ok(())
     }
 
     /// The last defence on a replica; the locks held by `client` stop SQLite long before.
@@ -463,18 +471,23 @@ impl Database {
             state.rollback.finished();
             return Ok(());
         }
-        self.check_writable(state)?;
+        if state.quarantine.is_some() && !self.is_rolled_back(state)? {
+            return Err(OpError::Quarantined(self.name()));
+        }
         let prepared = self.prepare_main(state)?;
         if prepared.is_some() && state.rollback.database_is_synced() {
             let tracked = state.tracked.as_mut().expect("BUG: it was prepared");
             let files = tracked.files(&self.shared)?;
-            if let Err(error) = files.syncer.sync() {
+            let synced = fault::fail("log-sync")
+                .map_err(disk_error("sync log", &self.shared.logs))
+                .and_then(|()| files.syncer.sync().map(drop).map_err(OpError::Log));
+            if let Err(error) = synced {
                 self.cancel(state, true);
                 state.quarantine(
                     &format!("{error}: restart the daemon once the disk is well"),
                     false,
                 );
-                return Err(OpError::Log(error));
+                return Err(error);
             }
         }
         if prepared.is_some() {
@@ -495,6 +508,28 @@ impl Database {
         state.all_is_backfilled();
         self.quiet.notify_all();
         Ok(())
+    }
+
+    /// Whether the database file holds what it held before the open transaction.
+    fn is_rolled_back(&self, state: &mut State) -> Result<bool, OpError> {
+        let name = self.name();
+        let State { tracked, rollback, .. } = state;
+        let Some(tracked) = tracked.as_mut() else { return Ok(true) };
+        let (page_size, pages) = (tracked.page_size, tracked.pages);
+        let file = tracked.main(&self.shared, &name)?;
+        let fail = disk_error("read database", name.as_path());
+        if database_size(&file).map_err(&fail)? != Some((page_size, pages)) {
+            return Ok(pages == 0);
+        }
+        let sums = &mut tracked.files(&self.shared)?.sums;
+        let mut data = vec![0; page_size.bytes()];
+        for page in rollback.pages().filter(|page| *page != page_size.lock_page()) {
+            read_or_zeros(&file, page, page_size, &mut data).map_err(&fail)?;
+            if page.get() <= pages && sums.get(page)? != Some(ltx::page_sum(page, &data)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Prepares what was written to the database file itself. `None` if nothing changed, or if the file
@@ -697,6 +732,11 @@ impl Database {
             self.shared.tell(Event::WrittenWithoutJournal(me));
         }
     }
+}
+
+/// The write by which `journal_mode=PERSIST` ends a journal.
+fn zeroes_journal_header(offset: u64, data: &[u8]) -> bool {
+    offset == 0 && data.len() == JOURNAL_HEADER_LEN && data.iter().all(|byte| *byte == 0)
 }
 
 /// The salts of a WAL as the log's records keep them.
