@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use super::commit::{self, Transaction};
 use super::idle::is_clean;
 use super::meta::Meta;
 use super::requests::{database_size, open_regular, read_or_zeros, salt_pair};
@@ -21,7 +22,7 @@ use super::{Database, OpError, Shared, disk_error};
 use crate::capture::WalEvent;
 use crate::log::{Log, PageSums, Read};
 use crate::ltx::{self, LtxFile};
-use crate::sqlite::{Journal, JournalHeader, Reading, WalHeader, super_journal};
+use crate::sqlite::{Journal, JournalHeader, Reading, WalHeader, free_leaves, super_journal};
 use crate::types::{Checksum, DbId, DbName, PageNo, PageSize, Pos, Txid};
 
 /// Bytes of log that are read at a time.
@@ -34,6 +35,17 @@ pub enum WalOwner {
     Applications,
     /// This daemon, on a replica: they hold nothing that the log does not.
     Daemon,
+}
+
+/// What became of a journal that a crash left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Undone {
+    /// There was none, or it was not hot.
+    Nothing,
+    /// Its transaction was rolled back.
+    RolledBack,
+    /// Its transaction spans several databases and is committed: the file is ahead of the log.
+    WasCommitted,
 }
 
 /// What became of a log directory.
@@ -144,7 +156,7 @@ impl Database {
         let main = self.shared.files.join(name.as_path());
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        let committed_pages = self.undo_hot_journal(state, &main)?;
+        let undone = self.undo_hot_journal(state, &main)?;
         let sums_are_whole = self.replay_sums(state)?;
         let has_pages = state.tracked.as_ref().is_some_and(|tracked| tracked.pages > 0);
         if changed_offline && has_pages {
@@ -155,7 +167,7 @@ impl Database {
                 return Err(OpError::HeaderIsGone(name));
             }
         }
-        if changed_offline || committed_pages {
+        if changed_offline || undone == Undone::WasCommitted {
             // The file differs from the log in ways that only a comparison finds.
             state.foreign_writer = true;
             state.written_without_journal = true;
@@ -169,7 +181,13 @@ impl Database {
             self.take_wal(&mut guard, &main)?;
         }
         let state = &mut *guard;
+        // The file must not be durable beyond the log, and the companions must not go before both are.
+        self.sync_recovered_log(state)?;
         self.redo(state, &main)?;
+        if undone == Undone::RolledBack && owner == WalOwner::Applications && sums_are_whole {
+            self.take_free_pages(state)?;
+            self.sync_recovered_log(state)?;
+        }
         remove_companions(&main)?;
         state.wal.removed();
         state.wal_is_known = true;
@@ -182,6 +200,12 @@ impl Database {
         self.publish(state);
         drop(guard);
         self.write_back_recovered()
+    }
+
+    fn sync_recovered_log(&self, state: &mut State) -> Result<(), OpError> {
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+        tracked.files(&self.shared)?.syncer.sync()?;
+        Ok(())
     }
 
     /// Recovers as SQLite would, from the file, its journal and its WAL alone, because durable records of the log are
@@ -225,36 +249,64 @@ impl Database {
         file.set_len(len).and_then(|()| file.sync_all()).map_err(&write)
     }
 
-    /// Rolls a hot journal back. Returns whether the journal belongs to a transaction over several databases
-    /// that is committed, so that the file is ahead of the log instead.
-    fn undo_hot_journal(&self, state: &mut State, main: &Path) -> Result<bool, OpError> {
+    /// Logs free pages whose content is not what the log says, as a transaction: a journal lacks pages that were free
+    /// before its transaction, so a rollback leaves in them what the transaction wrote. Costs O(free pages).
+    fn take_free_pages(&self, state: &mut State) -> Result<(), OpError> {
+        let name = self.name();
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+        let (page_size, commit) = (tracked.page_size, tracked.pages);
+        if commit == 0 {
+            return Ok(());
+        }
+        let file = tracked.main(&self.shared, &name)?;
+        let mut image =
+            |page: PageNo, buffer: &mut [u8]| read_or_zeros(&file, page, page_size, buffer);
+        let pages = free_leaves(page_size, commit, &mut image)
+            .map_err(disk_error("read free pages", name.as_path()))?;
+        let transaction = Transaction {
+            page_size,
+            commit,
+            pages,
+            image: &mut image,
+            wal: None,
+            skip_unchanged: true,
+            knows_nothing: false,
+        };
+        if let Some(prepared) = commit::prepare(tracked, &self.shared, &name, transaction)? {
+            self.finish(state, prepared);
+        }
+        Ok(())
+    }
+
+    /// Rolls a hot journal back.
+    fn undo_hot_journal(&self, state: &mut State, main: &Path) -> Result<Undone, OpError> {
         let path = companion(main, "-journal");
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Undone::Nothing),
             Err(error) => return Err(disk_error("open journal", &path)(error)),
         };
         let fail = disk_error("read journal", &path);
         let len = file.metadata().map_err(&fail)?.len();
         let mut first = [0; 1];
         if len == 0 || file.read_at(&mut first, 0).map_err(&fail)? == 0 {
-            return Ok(false);
+            return Ok(Undone::Nothing);
         }
         if !JournalHeader::may_be_hot(&first) {
-            return Ok(false);
+            return Ok(Undone::Nothing);
         }
         let read = |at: u64, buffer: &mut [u8]| read_up_to(&file, at, buffer);
         if let Some(super_name) = super_journal(read, len).map_err(&fail)?
             && !self.super_journal_exists(&super_name)
         {
             info!(db = %self.name(), "the journal belongs to a committed transaction over several databases");
-            return Ok(true);
+            return Ok(Undone::WasCommitted);
         }
         let page_size = state.tracked.as_ref().map_or(PageSize::MIN, |tracked| tracked.page_size);
         let Some(mut journal) =
             Journal::open(read, len, page_size, Reading::AfterCrash).map_err(&fail)?
         else {
-            return Ok(false);
+            return Ok(Undone::Nothing);
         };
         let target = OpenOptions::new()
             .read(true)
@@ -272,7 +324,7 @@ impl Database {
         target.set_len(len).map_err(&write)?;
         target.sync_all().map_err(&write)?;
         info!(db = %self.name(), pages, "rolled back a transaction that was not committed");
-        Ok(false)
+        Ok(Undone::RolledBack)
     }
 
     /// The path is the one that the application used, so only its end is known to lie below the mount.

@@ -7,12 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod be;
+mod freelist;
 mod header;
 mod journal;
 mod locks;
 pub mod shm;
 mod wal;
 
+pub use freelist::free_leaves;
 pub use header::{DatabaseHeader, HeaderError, JournalFormat};
 pub use journal::{Journal, JournalHeader, JournalRecord, Reading, super_journal};
 pub use locks::LockRange;
