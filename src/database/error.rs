@@ -148,6 +148,21 @@ impl OpError {
     }
 }
 
+impl OpError {
+    /// Whether the cause is a disk, or a quota, that is used up.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        let mut cause: Option<&dyn std::error::Error> = Some(self);
+        while let Some(error) = cause {
+            if let Some(io) = error.downcast_ref::<std::io::Error>() {
+                return matches!(io.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
 /// A full disk is told apart: SQLite says "database or disk is full" then.
 fn log_errno(error: &LogError) -> i32 {
     match error {

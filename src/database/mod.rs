@@ -78,7 +78,8 @@ pub enum Origin {
 pub enum OpenOutcome {
     /// Answer now.
     Ready,
-    /// A replica must hold the write lock first: call `Store::attach` on a worker, then answer.
+    /// A replica must hold the write lock first, a primary may be able to finish its recovery: call
+    /// `Store::attach` on a worker, then answer.
     AttachFirst,
 }
 

@@ -113,7 +113,12 @@ impl Database {
             Ok(sums) => sums,
             Err(error) => {
                 warn!(db = %name, %error, "rebuild the page sums");
-                PageSums::create(&sums_path(&dir), page_size)?
+                match PageSums::create(&sums_path(&dir), page_size).map_err(OpError::from) {
+                    Ok(sums) => sums,
+                    Err(error) => {
+                        return Ok(Recovered::Database(damaged(shared, id, name, meta, &error)));
+                    }
+                }
             }
         };
         let installing = meta.installing;
@@ -146,9 +151,47 @@ impl Database {
         };
         if let Err(error) = recovered {
             let reseed = owner == WalOwner::Daemon;
-            db.quarantine(&format!("recovery failed: {}", Chain(&error)), reseed);
+            let is_full = error.is_disk_full() && !reseed;
+            let remedy = if is_full {
+                "; make room on the disk: it is tried again once nobody has the database open"
+            } else {
+                ""
+            };
+            db.quarantine(&format!("recovery failed: {}{remedy}", Chain(&error)), reseed);
+            db.state.lock().recovery_needs_space = is_full;
         }
         Ok(Recovered::Database(db))
+    }
+
+    /// Recovers a database whose disk was too full for it at the start, if nobody has it open now but the `openers`
+    /// that wait for this. Returns whether its files have changed, which the kernel does not know.
+    pub fn recover_again(&self, openers: u32) -> bool {
+        let Some(id) = self.id() else { return false };
+        // Held to the end: nobody opens it meanwhile.
+        let mut state = self.state.lock();
+        if !state.recovery_needs_space || state.open_files > openers {
+            return false;
+        }
+        if let Some(tracked) = &mut state.tracked {
+            tracked.files = None;
+            tracked.main = None;
+        }
+        match Self::recover(&self.shared, id, WalOwner::Applications) {
+            Ok(Recovered::Database(fresh)) => {
+                let fresh = std::mem::take(&mut *fresh.state.lock());
+                *state = State {
+                    open_files: state.open_files,
+                    open_by_application: state.open_by_application,
+                    ..fresh
+                };
+                self.publish(&state);
+                if state.quarantine.is_none() {
+                    info!(db = %self.name(), "recovered");
+                }
+                true
+            }
+            Ok(Recovered::FileIsGone(_)) | Err(_) => false,
+        }
     }
 
     fn recover_files(&self, owner: WalOwner, changed_offline: bool) -> Result<(), OpError> {

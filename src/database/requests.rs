@@ -59,8 +59,11 @@ impl Database {
             if truncate && role == FileRole::Main && state.tracked.is_some() {
                 state.foreign_writer = true;
             }
-            if role == FileRole::Wal && !state.wal_is_known {
+            if role == FileRole::Wal && !state.wal_is_known && state.quarantine.is_none() {
                 self.take_over_wal(&mut state)?;
+            }
+            if application && role == FileRole::Main && state.recovery_needs_space {
+                outcome = OpenOutcome::AttachFirst;
             }
         }
         state.open_files += 1;

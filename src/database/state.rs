@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) open_files: u32,
     pub(super) open_by_application: u32,
     pub(super) quarantine: Option<Quarantine>,
+    /// The quarantine is for a recovery that did not fit on the disk.
+    pub(super) recovery_needs_space: bool,
     pub(super) snapshots: Vec<Weak<Mutex<Touched>>>,
     pub(super) pending: VecDeque<Pending>,
     pub(super) pending_bytes: usize,

@@ -57,7 +57,8 @@ mod tests {
     fn check(trunks: &[(u32, u32, u32, &[u32])], first: u32, expected: &[u32]) {
         let size = PageSize::new(512).unwrap();
         let mut file = vec![0; 512 * 9];
-        let mut put = |at: usize, value: u32| file[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        let mut put =
+            |at: usize, value: u32| file[at..at + 4].copy_from_slice(&value.to_be_bytes());
         put(FIRST_TRUNK, first);
         for (page, next, count, leaves) in trunks {
             let at = (*page as usize - 1) * 512;

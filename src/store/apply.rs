@@ -70,7 +70,7 @@ impl Store {
     }
 
     /// On a replica: takes the write lock of a database through the mount so that an application gets
-    /// SQLite's "busy". Blocks; never call it on a thread that serves kernel requests.
+    /// SQLite's "busy". On a primary: finishes a recovery for which there was no space. Blocks; never call it on a thread that serves kernel requests.
     ///
     /// # Errors
     /// The lock could not be taken in time.
@@ -78,6 +78,7 @@ impl Store {
         db.wait_for_install();
         let (Some(id), Some(client)) = (db.id(), self.shared.client()) else { return Ok(()) };
         if self.shared.is_primary() {
+            self.recover_again(db, 1);
             return Ok(());
         }
         self.fenced.lock().insert(id);

@@ -21,6 +21,8 @@ const WRITE_BACK_ROUNDS: u64 = 15;
 const GIVE_BACK_ROUNDS: u64 = 10;
 /// How often a writer without a journal is asked for.
 const UNLOCK_ROUND: Duration = Duration::from_millis(10);
+/// Rounds between two attempts to recover what did not fit on the disk.
+const RECOVERY_ROUNDS: u64 = 3;
 /// A file that is no known database yet is taken once it has not changed for so long and looks complete.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -45,6 +47,9 @@ impl Store {
     fn keep_house(&self, db: &Arc<Database>, round: u64) {
         let Some(id) = db.id() else { return };
         let due = round % WRITE_BACK_ROUNDS == id.get() % WRITE_BACK_ROUNDS;
+        if round.is_multiple_of(RECOVERY_ROUNDS) {
+            self.recover_again(db, 0);
+        }
         let unused = db.is_unused();
         if due || unused || db.redo_bytes() > REDO_BYTES_MAX {
             if due && !self.shared.is_primary() && self.used.lock().contains_key(&id) {
@@ -68,6 +73,17 @@ impl Store {
         if unused && due {
             let _was_closed = db.close_if_idle();
         }
+    }
+
+    /// Recovers what did not fit on the disk at the start, unless more than `openers` have it open.
+    pub(super) fn recover_again(&self, db: &Database, openers: u32) {
+        if !db.recover_again(openers) {
+            return;
+        }
+        let name = db.name();
+        let companions = ["-wal", "-shm", "-journal"].map(|suffix| name.with_suffix(suffix));
+        companions.iter().flatten().for_each(|companion| self.invalidate(companion));
+        self.invalidate(&name);
     }
 
     /// The thread that waits for writers without a journal to release their locks.
