@@ -8,7 +8,8 @@
 //! Environment:
 //! `WEIR_TEST_SEED` replays a printed seed; `WEIR_TEST_ROUNDS` sets the number of rounds of the random
 //! tests (power loss, kill -9, damage; some dozen seconds per ten rounds); `WEIR_TEST_KEEP=1` keeps the
-//! directories; `WEIR_TEST_LOG` is the daemons' log level (default `info`).
+//! directories; `WEIR_TEST_LOG` is the daemons' log level (default `info`);
+//! `WEIR_TEST_BINARY` is the program to test instead of the one just built.
 //! Full disks and power loss need root, for a small file system of their own; without it they say that
 //! they are left out.
 #![allow(
@@ -22,8 +23,6 @@
 mod harness;
 
 mod crashes;
-mod damage;
 mod full_disk;
-mod offline;
 mod points;
 mod power;

@@ -2,7 +2,9 @@
 
 use rusqlite::ffi;
 
-use crate::harness::{Cluster, MODES, Plan, Writer, connect, keys, keys_of, rng, rounds, seed, sql};
+use crate::harness::{
+    Cluster, MODES, Plan, Writer, connect, keys, keys_of, rng, rounds, seed, sql,
+};
 
 const DB: &str = "x.db";
 
@@ -68,7 +70,10 @@ fn fuse_writers_that_die_one_after_another_leave_all_nodes_equal() {
     cluster.a.start_with_fault("kill-writer:4+");
     cluster.b.start();
     let path = cluster.a.path(DB);
-    sql(&path, "PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES (0, 0)");
+    sql(
+        &path,
+        "PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES (0, 0)",
+    );
     let other = connect(&path);
     keys_of(&other).unwrap();
     for key in 1..5 {
@@ -128,8 +133,7 @@ fn a_step_fails(mode: &str, synchronous: &str, place: &str) -> (i32, String) {
     cluster.a.start_with_fault(&faults.join(","));
     cluster.b.start();
     let path = cluster.a.path(DB);
-    let plan =
-        Plan { count: 8, bytes: 3000, goes_on: true, ..Plan::endless(mode, synchronous, 0) };
+    let plan = Plan { count: 8, bytes: 3000, goes_on: true, ..Plan::endless(mode, synchronous, 0) };
     let mut writer = Writer::start(&path, &plan);
     writer.finish();
     assert_eq!((writer.acked.len(), writer.failed.len()), (7, 1), "{what}: {:?}", writer.failed);

@@ -55,7 +55,11 @@ impl Image {
     pub(crate) fn checksum(&self) -> Checksum {
         let numbers = (1..).filter_map(PageNo::new);
         numbers.zip(&self.pages).fold(Checksum::EMPTY, |sum, (number, page)| {
-            if number == self.page_size.lock_page() { sum } else { sum.toggle(page_sum(number, page)) }
+            if number == self.page_size.lock_page() {
+                sum
+            } else {
+                sum.toggle(page_sum(number, page))
+            }
         })
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{Image, PATIENCE, sqlite3, until};
+use super::{Disk, Image, PATIENCE, sqlite3, until};
 
 /// A test that takes longer hangs; without its daemons every request on the mounts fails.
 const HANGS_AFTER: Duration = Duration::from_secs(300);
@@ -76,9 +76,9 @@ impl Cluster {
     pub(crate) fn converge(&self, db: &str) {
         let pos = self.level(db);
         let image = self.a.image(db);
+        self.b.image(db).assert_same(&image, &format!("{db} on b and a"));
         let sum = format!("{:016x}", image.checksum().get());
         assert_eq!(pos.split('/').nth(1), Some(&*sum), "{db}: position and bytes of the primary");
-        self.b.image(db).assert_same(&image, &format!("{db} on b and a"));
         let dumps = [&self.a, &self.b].map(|node| {
             let path = node.path(db);
             assert_eq!(sqlite3(&path, "PRAGMA integrity_check;").as_deref(), Ok("ok"), "{db}");
@@ -146,6 +146,14 @@ impl Node {
         Self { name, data, mount, config, log: root.join("log"), child: None }
     }
 
+    /// Moves the data directory of a node that was not started yet to a disk of its own.
+    pub(crate) fn data_is_on(&mut self, disk: &Disk) {
+        fs::remove_dir(&self.data).unwrap();
+        let data = disk.path.join("data");
+        fs::create_dir(&data).unwrap();
+        std::os::unix::fs::symlink(&data, &self.data).unwrap();
+    }
+
     /// Path of a file under the mount.
     pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.mount.join(file)
@@ -168,11 +176,6 @@ impl Node {
         Some(text.trim_end().to_owned())
     }
 
-    /// The transaction that the mount shows.
-    pub(crate) fn txid(&self, db: &str) -> u64 {
-        self.pos(db).map_or(0, |pos| u64::from_str_radix(&pos[..16], 16).unwrap())
-    }
-
     /// Starts the daemon and waits until it serves.
     pub(crate) fn start(&mut self) {
         self.start_with_fault("");
@@ -186,7 +189,13 @@ impl Node {
         while !self.log()[before..].contains(" ready ") {
             let status = self.child.as_mut().unwrap().try_wait().unwrap();
             let log = || tail(&self.log(), 40);
-            assert!(status.is_none(), "{} did not start: {}\n{}", self.name, status.unwrap(), log());
+            assert!(
+                status.is_none(),
+                "{} did not start: {}\n{}",
+                self.name,
+                status.unwrap(),
+                log()
+            );
             assert!(start.elapsed() < PATIENCE, "{} is not ready\n{}", self.name, log());
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -197,7 +206,7 @@ impl Node {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let level = std::env::var("WEIR_TEST_LOG").unwrap_or_else(|_| "info".to_owned());
-        let child = Command::new(env!("CARGO_BIN_EXE_weir"))
+        let child = Command::new(binary())
             .args(["--log", &level])
             .arg("--config")
             .arg(&self.config)
@@ -244,7 +253,7 @@ impl Node {
 
     /// Runs a `weir` command against this node.
     pub(crate) fn weir(&self, args: &[&str]) -> std::process::Output {
-        Command::new(env!("CARGO_BIN_EXE_weir"))
+        Command::new(binary())
             .arg("--config")
             .arg(&self.config)
             .args(args)
@@ -268,17 +277,16 @@ impl Node {
         self.status(db)["reason"].as_str().map(str::to_owned)
     }
 
-    /// The directory of a database's log.
-    pub(crate) fn log_dir(&self, db: &str) -> PathBuf {
-        let status = self.status(db);
-        let id = status["id"].as_str().unwrap_or_else(|| panic!("{db} is not tracked"));
-        self.data.join("log").join(id)
-    }
-
     /// All that the daemon has logged.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
+}
+
+/// The program that is tested.
+fn binary() -> PathBuf {
+    std::env::var_os("WEIR_TEST_BINARY")
+        .map_or_else(|| env!("CARGO_BIN_EXE_weir").into(), PathBuf::from)
 }
 
 fn tail(text: &str, lines: usize) -> String {
