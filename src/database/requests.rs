@@ -650,7 +650,7 @@ impl Database {
         for page in pages {
             read_or_zeros(&main, page, page_size, &mut image)
                 .map_err(disk_error("read page", name.as_path()))?;
-            if sums.get(page)? != Some(crate::ltx::page_sum(page, &image)) {
+            if sums.get(page)? != Some(ltx::page_sum(page, &image)) {
                 unseen.push(page);
             }
         }
