@@ -51,7 +51,7 @@ unit() {
 e2e() {
     say e2e
     [ -c /dev/fuse ] || fail "no /dev/fuse here: the end-to-end tests need it (modprobe fuse; in Docker: --device /dev/fuse --cap-add SYS_ADMIN)"
-    cargo test --test '*' -- --skip crash::fuse_killing
+    cargo test --test '*'
 }
 
 case "${1:-all}" in

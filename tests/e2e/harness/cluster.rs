@@ -1,5 +1,6 @@
 //! Daemons in a temporary directory: started, killed, looked at, and compared.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::net::TcpListener;
@@ -172,11 +173,20 @@ impl Cluster {
         let dump = |node: &Node| sqlite3_ok(&node.path(path), ".dump");
         let expected = dump(self.primary());
         for node in self.replicas() {
-            assert!(
-                dump(node) == expected,
-                "{db}: {} shows other content through its mount",
-                node.name
-            );
+            let shown = dump(node);
+            if shown != expected {
+                let lines = |text: &str| text.lines().map(str::to_owned).collect::<HashSet<_>>();
+                let (ours, theirs) = (lines(&expected), lines(&shown));
+                let short = |line: &&String| line.chars().take(60).collect::<String>();
+                let missing: Vec<_> = ours.difference(&theirs).take(5).map(|l| short(&l)).collect();
+                let extra: Vec<_> = theirs.difference(&ours).take(5).map(|l| short(&l)).collect();
+                let later = dump(node) == dump(self.primary());
+                panic!(
+                    "{db}: {} shows other content through its mount: missing {missing:?}, extra {extra:?}, \
+                     equal a moment later: {later}",
+                    node.name
+                );
+            }
         }
         pos
     }
