@@ -49,7 +49,8 @@ impl Database {
         main.sync_data().map_err(disk_error("sync database", &path))?;
         if let Some(wal) = name.with_suffix("-wal") {
             // A WAL found after a crash is then not older than the salts noted below.
-            if let Ok(file) = std::fs::File::open(self.shared.files.join(wal.as_path())) {
+            let wal_path = self.shared.files.join(wal.as_path());
+            if let Ok(Some(file)) = super::requests::open_regular(&wal_path, false) {
                 file.sync_data().map_err(disk_error("sync WAL", wal.as_path()))?;
             }
         }

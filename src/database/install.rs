@@ -100,7 +100,9 @@ impl Database {
         let name = self.name();
         let path = self.shared.files.join(name.as_path());
         let fail = disk_error("read database", &path);
-        let main = File::open(&path).map_err(&fail)?;
+        let main = super::requests::open_regular(&path, false)
+            .map_err(&fail)?
+            .ok_or_else(|| fail(std::io::ErrorKind::NotFound.into()))?;
         let mut state = self.state.lock();
         let Some(tracked) = state.tracked.as_mut() else { return Err(OpError::NotTracked(name)) };
         let same_size = tracked.page_size == image.page_size;

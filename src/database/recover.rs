@@ -4,7 +4,7 @@
 //! to the end of the log, take commits of the WAL that the log lacks, write everything newer than the last
 //! write-back into the database file, remove WAL and wal-index. Costs O(tail of the log).
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -273,7 +273,7 @@ impl Database {
     /// Writes the committed pages of the WAL into the database file.
     fn copy_wal_back(&self, state: &mut State, main: &Path) -> Result<(), OpError> {
         let path = companion(main, "-wal");
-        let Ok(wal) = File::open(&path) else { return Ok(()) };
+        let Ok(Some(wal)) = open_regular(&path, false) else { return Ok(()) };
         let fail = disk_error("read WAL", &path);
         let len = wal.metadata().map_err(&fail)?.len();
         let read = |at: u64, buffer: &mut [u8]| wal.read_exact_at(buffer, at);
@@ -282,7 +282,7 @@ impl Database {
             return Ok(());
         };
         let write = disk_error("copy WAL into database", main);
-        let file = OpenOptions::new().write(true).open(main).map_err(&write)?;
+        let file = open_main(main)?;
         let mut image = vec![0; page_size.bytes()];
         for (page, frame) in &commit.pages {
             state.wal.read_image(*frame, &mut image, &read).map_err(&fail)?;
@@ -324,11 +324,8 @@ impl Database {
     /// Rolls a hot journal back.
     fn undo_hot_journal(&self, state: &mut State, main: &Path) -> Result<Undone, OpError> {
         let path = companion(main, "-journal");
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Undone::Nothing),
-            Err(error) => return Err(disk_error("open journal", &path)(error)),
-        };
+        let opened = open_regular(&path, false).map_err(disk_error("open journal", &path))?;
+        let Some(file) = opened else { return Ok(Undone::Nothing) };
         let fail = disk_error("read journal", &path);
         let len = file.metadata().map_err(&fail)?.len();
         let mut first = [0; 1];
@@ -351,11 +348,7 @@ impl Database {
         else {
             return Ok(Undone::Nothing);
         };
-        let target = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(main)
-            .map_err(disk_error("open database", main))?;
+        let target = open_main(main)?;
         let write = disk_error("roll back database", main);
         let page_size = journal.page_size();
         let mut pages = 0u64;
@@ -414,11 +407,8 @@ impl Database {
     /// Takes commits of the WAL that the log does not have.
     fn take_wal(&self, state: &mut State, main: &Path) -> Result<(), OpError> {
         let path = companion(main, "-wal");
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(disk_error("open WAL", &path)(error)),
-        };
+        let opened = open_regular(&path, false).map_err(disk_error("open WAL", &path))?;
+        let Some(file) = opened else { return Ok(()) };
         let fail = disk_error("read WAL", &path);
         let len = file.metadata().map_err(&fail)?.len();
         let mut bytes = [0; WalHeader::SIZE];
@@ -484,11 +474,7 @@ impl Database {
         if from == end {
             return Ok(());
         }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(main)
-            .map_err(disk_error("open database", main))?;
+        let file = open_main(main)?;
         let write = disk_error("redo into database", main);
         let mut records_done = 0u64;
         while from != end {
@@ -661,6 +647,12 @@ fn remove_companions(main: &Path) -> Result<(), OpError> {
     // What is removed must stay so before anything is said to be durable without it.
     let parent = main.parent().unwrap_or(Path::new("/"));
     crate::disk::sync_dir(parent).map_err(disk_error("sync directory", parent))
+}
+
+/// Opens the database file itself, which must be there.
+fn open_main(main: &Path) -> Result<File, OpError> {
+    let fail = disk_error("open database", main);
+    open_regular(main, true).map_err(&fail)?.ok_or_else(|| fail(io::ErrorKind::NotFound.into()))
 }
 
 fn companion(main: &Path, suffix: &str) -> PathBuf {

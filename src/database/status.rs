@@ -66,9 +66,10 @@ impl Database {
         }
         let path = self.shared.files.join(self.name().as_path());
         let mut bytes = [0; crate::sqlite::DatabaseHeader::SIZE];
-        let header = std::fs::File::open(path)
-            .and_then(|file| std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0))
+        let header = super::requests::open_regular(&path, false)
             .ok()
+            .flatten()
+            .and_then(|file| std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).ok())
             .and_then(|()| crate::sqlite::DatabaseHeader::parse(&bytes).ok());
         if header.is_some_and(|header| header.is_wal()) { "wal" } else { "rollback" }
     }

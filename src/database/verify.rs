@@ -1,6 +1,5 @@
 //! Compares the pages on disk with their sums.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use super::requests::read_or_zeros;
@@ -27,7 +26,8 @@ impl Database {
         let wal_file = match name.with_suffix("-wal") {
             Some(wal_name) if wal.captured() > 0 => {
                 let path = self.shared.files.join(wal_name.as_path());
-                Some(File::open(&path).map_err(disk_error("open WAL", &path))?)
+                super::requests::open_regular(&path, false)
+                    .map_err(disk_error("open WAL", &path))?
             }
             Some(_) | None => None,
         };

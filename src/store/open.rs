@@ -243,6 +243,10 @@ fn database_files(root: &Path) -> Vec<DbName> {
 fn has_header(path: &Path) -> bool {
     use std::io::Read as _;
     let mut bytes = [0; DatabaseHeader::SIZE];
+    // Opening a FIFO would wait for its other end.
+    if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+        return false;
+    }
     fs::File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).is_ok()
         && DatabaseHeader::parse(&bytes).is_ok()
 }
