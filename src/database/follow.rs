@@ -125,7 +125,10 @@ pub(super) fn merge(
         if from == end || (merged.is_some() && left == 0) {
             return Ok(merged);
         }
-        let step = usize::try_from(left).unwrap_or(usize::MAX).min(MERGE_STEP_BYTES);
+        // Steps as large as what is merged already: so each byte is merged a few times at most.
+        let merged_bytes = merged.as_ref().map_or(0, |record| record.ltx.len());
+        let step = usize::try_from(left).unwrap_or(usize::MAX);
+        let step = step.min(MERGE_STEP_BYTES.max(merged_bytes));
         let Read::Records(records) = reader.read(from, step)? else { return Ok(None) };
         let records = published(records, end);
         if records.is_empty() {

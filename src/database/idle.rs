@@ -90,9 +90,7 @@ impl Database {
         needed: Option<Txid>,
     ) -> Result<u64, OpError> {
         let mut state = self.state.lock();
-        if state.snapshots.iter().any(|snapshot| snapshot.strong_count() > 0) {
-            return Ok(0);
-        }
+        let is_copied = state.snapshots.iter().any(|snapshot| snapshot.strong_count() > 0);
         let applied = state.applied.txid_raw();
         let Some(tracked) = state.tracked.as_mut() else { return Ok(0) };
         let redo_from = tracked.meta.durable_txid.min(applied);
@@ -100,7 +98,7 @@ impl Database {
         let mut total = files.log.bytes();
         let mut keep_after = None;
         for segment in files.log.oldest_segments() {
-            let is_needed = needed.is_some_and(|needed| segment.last > needed);
+            let is_needed = is_copied || needed.is_some_and(|needed| segment.last > needed);
             let may_go = if is_needed {
                 total > bytes_max
             } else {

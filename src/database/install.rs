@@ -15,6 +15,8 @@ use crate::log::PageSums;
 use crate::ltx;
 use crate::types::{Checksum, PageNo, PageSize, Pos};
 
+/// Pages that are compared under one hold of the database's lock.
+const DIFFERENCE_STEP: usize = 512;
 /// How long an open waits for a file that is being replaced.
 const INSTALL_WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -103,24 +105,36 @@ impl Database {
         let main = super::requests::open_regular(&path, false)
             .map_err(&fail)?
             .ok_or_else(|| fail(std::io::ErrorKind::NotFound.into()))?;
-        let mut state = self.state.lock();
-        let Some(tracked) = state.tracked.as_mut() else { return Err(OpError::NotTracked(name)) };
-        let same_size = tracked.page_size == image.page_size;
-        let known_pages = tracked.pages;
-        let sums = &mut tracked.files(&self.shared)?.sums;
         let mut pages = Vec::new();
         let mut data = vec![0; image.page_size.bytes()];
-        for (page, sum) in &image.sums {
-            let in_log = same_size && page.get() <= known_pages && sums.get(*page)? == Some(*sum);
-            if in_log {
-                read_or_zeros(&main, *page, image.page_size, &mut data).map_err(&fail)?;
-                if ltx::page_sum(*page, &data) == *sum {
-                    continue;
+        for step in image.sums.chunks(DIFFERENCE_STEP) {
+            // Nothing is applied meanwhile, so the state stays; but opens and closes must not wait for the whole file.
+            let in_log: Vec<bool> = {
+                let mut state = self.state.lock();
+                let Some(tracked) = state.tracked.as_mut() else {
+                    return Err(OpError::NotTracked(name));
+                };
+                let same_size = tracked.page_size == image.page_size;
+                let known_pages = tracked.pages;
+                let sums = &mut tracked.files(&self.shared)?.sums;
+                let mut in_log = |page: PageNo, sum: Checksum| {
+                    Ok(same_size && page.get() <= known_pages && sums.get(page)? == Some(sum))
+                };
+                step.iter()
+                    .map(|(page, sum)| in_log(*page, *sum))
+                    .collect::<Result<_, OpError>>()?
+            };
+            for ((page, sum), in_log) in step.iter().zip(in_log) {
+                if in_log {
+                    read_or_zeros(&main, *page, image.page_size, &mut data).map_err(&fail)?;
+                    if ltx::page_sum(*page, &data) == *sum {
+                        continue;
+                    }
                 }
+                read_or_zeros(&image.file, *page, image.page_size, &mut data)
+                    .map_err(disk_error("read image", &image.path))?;
+                pages.push((*page, Bytes::copy_from_slice(&data)));
             }
-            read_or_zeros(&image.file, *page, image.page_size, &mut data)
-                .map_err(disk_error("read image", &image.path))?;
-            pages.push((*page, Bytes::copy_from_slice(&data)));
         }
         Ok(Change { page_size: image.page_size, commit: image.pages, pages })
     }

@@ -230,6 +230,10 @@ impl Database {
         let mut state = self.state.lock();
         if let Some(tracked) = &mut state.tracked {
             let dir = Tracked::log_dir(&self.shared, tracked.id);
+            if tracked.meta.names().0.as_ref() != Some(to) {
+                // It became a database while it was renamed.
+                tracked.meta.rename(to);
+            }
             tracked.meta.rename_is_done();
             tracked.meta.save(&dir).map_err(disk_error("write meta", &dir))?;
         }

@@ -15,6 +15,9 @@ use crate::types::{Checksum, Epoch, PageNo, Pos};
 /// Bytes of decoded pages that wait in memory per database.
 const PENDING_BYTES_MAX: usize = 8 << 20;
 
+/// Why a replica needs a fresh copy after its disk refused to keep the log.
+const LOG_FAILED: &str = "the disk failed to keep its log: a fresh copy from the primary is needed";
+
 /// A received change set, decoded.
 struct Received {
     info: RecordInfo,
@@ -87,7 +90,12 @@ impl Database {
         }
         let resets_sums = tracked.page_size != info.page_size;
         let files = tracked.files(&self.shared)?;
-        files.log.append(&info, ltx).map_err(OpError::from)?;
+        if let Err(error) = files.log.append(&info, ltx) {
+            if files.syncer.has_failed() {
+                state.quarantine(LOG_FAILED, true);
+            }
+            return Err(OpError::from(error).into());
+        }
         if resets_sums {
             files.sums.reset(info.page_size);
         }
@@ -122,7 +130,12 @@ impl Database {
             let Some(tracked) = state.tracked.as_mut() else { return Ok(Pos::ZERO) };
             tracked.files(&self.shared)?.syncer.clone()
         };
-        Ok(syncer.sync()?)
+        syncer.sync().map_err(|error| {
+            if syncer.has_failed() && !self.shared.is_primary() {
+                self.quarantine(LOG_FAILED, true);
+            }
+            error.into()
+        })
     }
 }
 

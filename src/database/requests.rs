@@ -59,6 +59,14 @@ impl Database {
             if truncate && role == FileRole::Main && state.tracked.is_some() {
                 state.foreign_writer = true;
             }
+            if role == FileRole::Wal && state.wal.captured() > 0 && !self.has_wal_file() {
+                // The database was renamed and its WAL was not: what was only in there is lost to the application.
+                state.wal.removed();
+                state.last_wal_pages.clear();
+                state.foreign_writer = true;
+                state.written_without_journal = true;
+                self.capture_main(&mut state)?;
+            }
             if role == FileRole::Wal && !state.wal_is_known && state.quarantine.is_none() {
                 self.take_over_wal(&mut state)?;
             }
@@ -428,6 +436,13 @@ impl Database {
             knows_nothing: false,
         };
         commit::prepare(tracked, &self.shared, &name, transaction)
+    }
+
+    fn has_wal_file(&self) -> bool {
+        self.name().with_suffix("-wal").is_some_and(|wal| {
+            let path = self.shared.files.join(wal.as_path());
+            path.metadata().is_ok_and(|metadata| metadata.len() > 0)
+        })
     }
 
     /// Takes over a WAL that is there before this daemon saw any write to it.

@@ -129,8 +129,9 @@ impl Node {
             allow_other: config.mount.allow_other,
             threads: config.mount.threads,
         };
+        store.connect(pool.clone());
         let mount = Mount::start(options, store.clone(), pool.clone())?;
-        store.connect(pool.clone(), mount.invalidate());
+        store.mounted(mount.invalidate());
         let mut node = Self {
             config,
             store,

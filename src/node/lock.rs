@@ -5,7 +5,8 @@
 //! stuck in a request to its own mount is freed by aborting that mount.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::disk::clock;
 const DYING_WAIT: Duration = Duration::from_secs(5);
 const DYING_POLL: Duration = Duration::from_millis(50);
 /// The content is small; anything longer is not ours.
-const CONTENT_BYTES_MAX: u64 = 16 << 10;
+const CONTENT_BYTES_MAX: usize = 16 << 10;
 
 /// Who holds a data directory; the content of its `lock` file.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -111,7 +112,7 @@ impl DataLock {
             let path = path.clone();
             move |source: io::Error| LockError::Disk { step, path, source }
         };
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -131,7 +132,7 @@ impl DataLock {
         let content = serde_json::to_vec_pretty(&Holder::this_process(node, mount))
             .expect("BUG: the lock's content has no map with other keys than strings");
         file.set_len(0).map_err(failed("write lock file"))?;
-        file.write_all(&content).map_err(failed("write lock file"))?;
+        file.write_all_at(&content, 0).map_err(failed("write lock file"))?;
         Ok(Self { _file: file })
     }
 }
@@ -157,9 +158,10 @@ fn try_lock(file: &File) -> io::Result<bool> {
 }
 
 fn read_holder(file: &File) -> Option<Holder> {
-    let mut content = Vec::new();
-    file.take(CONTENT_BYTES_MAX).read_to_end(&mut content).ok()?;
-    serde_json::from_slice(&content).ok()
+    // Whoever locks the file afterwards writes from its beginning, wherever reading ended.
+    let mut content = vec![0; CONTENT_BYTES_MAX];
+    let len = file.read_at(&mut content, 0).ok()?;
+    serde_json::from_slice(&content[..len]).ok()
 }
 
 /// If the holder was killed, frees it from its mount and waits for its end. Says whether the lock is ours.

@@ -23,10 +23,10 @@ impl Store {
     pub(super) fn run_applier(self: &Arc<Self>) {
         while let Some(id) = self.to_apply.pop() {
             let retry = match (self.by_id(id), self.shared.client()) {
-                (Some(db), Some(client)) if !self.shared.is_primary() => {
+                (Some(db), Some(client)) if !self.shared.is_primary() && self.is_mounted() => {
                     self.apply_all(&db, client)
                 }
-                // Without a mount there is nowhere to write; `connect` queues everything again.
+                // Without a mount there is nowhere to write; `mounted` queues everything again.
                 _ => None,
             };
             self.to_apply.done(id);
@@ -34,6 +34,10 @@ impl Store {
                 self.to_apply.push_later(id, delay);
             }
         }
+    }
+
+    fn is_mounted(&self) -> bool {
+        self.invalidate.get().is_some()
     }
 
     /// Applies what is there. Returns when to try again if something is left.

@@ -152,7 +152,9 @@ impl Store {
             move |source: io::Error| OpError::Disk { step, path: path.clone(), source }
         };
         for suffix in ["-wal", "-shm", "-journal"] {
-            if let Some(companion) = name.with_suffix(suffix) {
+            if let Some(companion) = name.with_suffix(suffix)
+                && self.by_name(&companion).is_none()
+            {
                 let path = self.shared.files.join(companion.as_path());
                 match fs::remove_file(&path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {

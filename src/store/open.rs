@@ -144,11 +144,15 @@ impl Store {
         Ok(())
     }
 
-    /// Gives the store its way through the mount; called once the mount is up.
-    pub fn connect(&self, client: Arc<Pool>, invalidate: InvalidateEntry) {
+    /// Gives the store its way through the mount, before the mount is up: the first open may need it.
+    pub fn connect(&self, client: Arc<Pool>) {
+        self.shared.connect(client);
+    }
+
+    /// The mount is up: received transactions can be applied from now on.
+    pub fn mounted(&self, invalidate: InvalidateEntry) {
         // A second mount in one process does not happen.
         drop(self.invalidate.set(invalidate));
-        self.shared.connect(client);
         for db in self.databases() {
             if let Some(id) = db.id() {
                 self.to_apply.push(id);

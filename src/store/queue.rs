@@ -41,7 +41,7 @@ impl WorkQueue {
         let mut inner = self.inner.lock();
         if inner.queued.insert(id) {
             inner.ready.push_back(id);
-            self.changed.notify_one();
+            self.changed.notify_all();
         }
     }
 
@@ -50,7 +50,7 @@ impl WorkQueue {
         let mut inner = self.inner.lock();
         if inner.queued.insert(id) {
             inner.later.push((Instant::now() + delay, id));
-            self.changed.notify_one();
+            self.changed.notify_all();
         }
     }
 

@@ -107,18 +107,21 @@ impl Store {
         if let Some(replaced) = replaced {
             replaced.removed();
         }
+        let mut failed = None;
         for (old, new, db) in renames {
             {
                 let mut catalog = self.catalog.lock();
                 catalog.remove_name(&old);
                 catalog.name(new.clone(), &db);
             }
-            db.renamed(&new)?;
+            if let Err(error) = db.renamed(&new) {
+                failed = Some(error);
+            }
             if let Some(id) = db.id() {
                 self.announcer.catalog(&CatalogChange::Named { id, name: new });
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// On a replica only the daemon changes which databases there are.

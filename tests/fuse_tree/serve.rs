@@ -66,7 +66,8 @@ pub(crate) fn start(data: &Path, options: MountOptions) -> Result<(Mount, Arc<St
     let store = open_store(data);
     let pool = pool(&options.mount);
     let mount = Mount::start(options, Arc::clone(&store), Arc::clone(&pool))?;
-    store.connect(pool, mount.invalidate());
+    store.connect(pool);
+    store.mounted(mount.invalidate());
     Ok((mount, store))
 }
 

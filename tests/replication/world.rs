@@ -131,7 +131,8 @@ impl Replica {
         let store = open_store(data, node);
         let files = store.files().to_owned();
         let pool = Arc::new(Pool::start(files, 2).unwrap());
-        store.connect(Arc::clone(&pool), Arc::new(|_| ()));
+        store.connect(Arc::clone(&pool));
+        store.mounted(Arc::new(|_| ()));
         let mut replica = Self { data: data.to_owned(), store, follower: None, pool };
         replica.follow(node, url, filters, cluster);
         replica

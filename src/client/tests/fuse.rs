@@ -45,7 +45,8 @@ pub(super) fn serve_if_asked(mount: &Path, pool: &Arc<Pool>) -> Option<Served> {
     store.set_role(Role::Primary { epoch: Epoch::new(1) });
     let options = MountOptions { mount: mount.to_owned(), allow_other: false, threads: 4 };
     let served = Mount::start(options, Arc::clone(&store), Arc::clone(pool)).unwrap();
-    store.connect(Arc::clone(pool), served.invalidate());
+    store.connect(Arc::clone(pool));
+    store.mounted(served.invalidate());
     Some(Served { mount: Some(served), _data: data })
 }
 
