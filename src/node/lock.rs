@@ -20,6 +20,8 @@ use crate::disk::clock;
 
 /// How long a dying holder is waited for.
 const DYING_WAIT: Duration = Duration::from_secs(5);
+/// How long the lock of a process that cannot be seen is waited for.
+const GONE_WAIT: Duration = Duration::from_secs(1);
 const DYING_POLL: Duration = Duration::from_millis(50);
 /// The content is small; anything longer is not ours.
 const CONTENT_BYTES_MAX: usize = 16 << 10;
@@ -166,13 +168,20 @@ fn read_holder(file: &File) -> Option<Holder> {
 
 /// If the holder was killed, frees it from its mount and waits for its end. Says whether the lock is ours.
 fn wait_for_dying(file: &File, holder: Option<&Holder>) -> io::Result<bool> {
-    let Some(holder) = holder.filter(|holder| is_dying(holder.pid)) else { return Ok(false) };
-    tracing::warn!(
-        pid = holder.pid,
-        "the last daemon was killed and is not yet gone, freeing its mount"
-    );
-    stale::abort(&holder.mount);
-    let deadline = clock::boottime() + DYING_WAIT;
+    let wait = match holder {
+        Some(holder) if is_dying(holder.pid) => {
+            tracing::warn!(
+                pid = holder.pid,
+                "the last daemon was killed and is not yet gone, freeing its mount"
+            );
+            stale::abort(&holder.mount);
+            DYING_WAIT
+        }
+        // The kernel may let go of the lock a moment after the process is gone.
+        Some(holder) if !Path::new(&format!("/proc/{}", holder.pid)).exists() => GONE_WAIT,
+        Some(_) | None => return Ok(false),
+    };
+    let deadline = clock::boottime() + wait;
     while clock::boottime() < deadline {
         if try_lock(file)? {
             return Ok(true);
