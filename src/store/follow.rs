@@ -32,7 +32,10 @@ impl Store {
             let _claim = self.to_apply.claim(id);
             let before = db.name();
             if before != *name {
+                self.clear_the_way(name)?;
                 if self.shared.files.join(before.as_path()).exists() {
+                    self.call(&db, Request::MakeParents { name: name.clone() })?;
+                    self.check_parents(name)?;
                     self.call(&db, Request::Rename { from: before, to: name.clone() })?;
                 } else {
                     db.will_rename(name)?;
@@ -50,8 +53,38 @@ impl Store {
         Ok(db)
     }
 
-    /// Moves a file that is no replicated database out of the way of one.
+    /// Moves what is no replicated database out of the way of one: a file of that name, or anything but a directory
+    /// above it. A symbolic link there would lead out of the data directory.
     fn clear_the_way(&self, name: &DbName) -> Result<(), OpError> {
+        if let Some(above) = self.no_directory_above(name) {
+            self.move_away(&above)?;
+        }
+        self.move_away(name)
+    }
+
+    /// The first component above a name that exists and is not a directory.
+    fn no_directory_above(&self, name: &DbName) -> Option<DbName> {
+        let bytes = name.as_bytes();
+        let slashes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        slashes.filter_map(|(at, _)| DbName::new(&bytes[..at]).ok()).find(|above| {
+            let path = self.shared.files.join(above.as_path());
+            fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir())
+        })
+    }
+
+    /// Fails if something came between the directories above a name since the way was cleared.
+    fn check_parents(&self, name: &DbName) -> Result<(), OpError> {
+        match self.no_directory_above(name) {
+            None => Ok(()),
+            Some(above) => Err(OpError::Disk {
+                step: "use as directory",
+                path: self.shared.files.join(above.as_path()),
+                source: io::ErrorKind::NotADirectory.into(),
+            }),
+        }
+    }
+
+    fn move_away(&self, name: &DbName) -> Result<(), OpError> {
         let path = self.shared.files.join(name.as_path());
         let Ok(metadata) = fs::symlink_metadata(&path) else { return Ok(()) };
         let fail = |step| {
@@ -147,6 +180,7 @@ impl Store {
             self.detach(db, id, client);
         }
         self.call(db, Request::MakeParents { name: name.clone() })?;
+        self.check_parents(&name)?;
         let fail = |step, path: &Path| {
             let path = path.to_owned();
             move |source: io::Error| OpError::Disk { step, path: path.clone(), source }
