@@ -95,6 +95,12 @@ pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a stream checks that this node is still the primary.
 pub(crate) const ROLE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
+/// From one round of the live stream to the next. A transaction after a quiet moment goes at once; under load
+/// one round carries many, which costs both sides a fraction of the work.
+pub(crate) const ROUND_PAUSE: Duration = Duration::from_millis(1);
+/// Between two messages of acknowledgements, for the same reason.
+pub(crate) const ACK_PAUSE: Duration = Duration::from_millis(5);
+
 /// First pause before connecting again.
 pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(20);
 /// Longest pause before connecting again.

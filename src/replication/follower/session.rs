@@ -20,8 +20,8 @@ use crate::replication::convert::Incoming;
 use crate::replication::error::{LinkError, Malformed};
 use crate::replication::level::Levels;
 use crate::replication::limits::{
-    APPLIED_POLL, BEAT_TIMEOUT, DATABASES_MAX, ENTRIES_PER_MESSAGE, HELLO_TIMEOUT, REQUESTS_QUEUED,
-    STALL_TIMEOUT,
+    ACK_PAUSE, APPLIED_POLL, BEAT_TIMEOUT, DATABASES_MAX, ENTRIES_PER_MESSAGE, HELLO_TIMEOUT,
+    REQUESTS_QUEUED, STALL_TIMEOUT,
 };
 use crate::replication::link::{blocking, receive};
 use crate::replication::message::{FollowEvent, FollowRequest, Welcome};
@@ -344,5 +344,6 @@ async fn send_acks(
             }
             push(&session.requests, FollowRequest::Acks(batch)).await?;
         }
+        tokio::time::sleep(ACK_PAUSE).await;
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tracing::{error, info};
@@ -17,7 +18,7 @@ use crate::replication::convert::Incoming;
 use crate::replication::error::{LinkError, Malformed, Refusal};
 use crate::replication::limits::{
     DATABASES_MAX, ENTRIES_PER_MESSAGE, HELLO_TIMEOUT, LIVE_MERGE_BYTES, LIVE_RECORD_BYTES_MAX,
-    NAMES_BYTES_PER_MESSAGE, ROLE_CHECK_INTERVAL, TURN_BYTES,
+    NAMES_BYTES_PER_MESSAGE, ROLE_CHECK_INTERVAL, ROUND_PAUSE, TURN_BYTES,
 };
 use crate::replication::link::{Sender, blocking, receive, stalled};
 use crate::replication::message::{FollowEvent, FollowRequest, Record, Welcome};
@@ -141,19 +142,28 @@ impl Live {
         let out = self.out.clone();
         let mut role_check = tokio::time::interval(ROLE_CHECK_INTERVAL);
         let mut blocked_since: Option<Instant> = None;
+        let mut round_ended = Instant::now();
+        let mut resume_at: Option<Instant> = None;
         loop {
             let has_work = !self.events.is_empty() || self.schedule.has_work();
+            let is_pausing = resume_at.is_some();
             tokio::select! {
                 biased;
                 refusal = &mut ended => return Err(refusal.into()),
                 request = requests.next() => self.request(request.ok_or(LinkError::Closed)??)?,
-                permit = out.reserve(), if has_work => {
+                permit = out.reserve(), if has_work && !is_pausing => {
                     blocked_since = None;
                     self.step(permit.map_err(|_| LinkError::Closed)?).await?;
+                    if self.events.is_empty() && !self.schedule.has_work() {
+                        round_ended = Instant::now();
+                    }
                 }
-                announcement = self.subscription.next(), if self.events.is_empty() => {
+                announcement = self.subscription.next(), if !has_work => {
                     self.announced(announcement);
+                    let next_round = round_ended + ROUND_PAUSE;
+                    resume_at = (next_round > Instant::now()).then_some(next_round);
                 }
+                () = pause_until(resume_at), if is_pausing => resume_at = None,
                 _ = role_check.tick() => {
                     self.check_role()?;
                     let since = *blocked_since.get_or_insert_with(Instant::now);
@@ -165,6 +175,15 @@ impl Live {
                     }
                 }
             }
+        }
+    }
+
+    /// Hears what is new without waiting: a busy round must not miss who else has a turn.
+    fn listen(&mut self) {
+        while self.events.is_empty()
+            && let Some(announcement) = self.subscription.next().now_or_never()
+        {
+            self.announced(announcement);
         }
     }
 
@@ -228,6 +247,11 @@ impl Live {
             permit.send(Ok(event));
             return Ok(());
         }
+        self.listen();
+        if let Some(event) = self.events.pop_front() {
+            permit.send(Ok(event));
+            return Ok(());
+        }
         let Some(turn) = self.schedule.next() else { return Ok(()) };
         let Some(db) = self.store.by_id(turn.db) else {
             // The announcement of its end is under way.
@@ -249,6 +273,12 @@ impl Live {
     }
 }
 
+async fn pause_until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at.into()).await;
+    }
+}
+
 enum Found {
     Nothing,
     Records { records: Vec<Record>, pos: Pos, more: bool },
@@ -267,7 +297,8 @@ fn read_turn(db: &Database, turn: Turn) -> Found {
 }
 
 fn try_turn(db: &Database, turn: Turn) -> Result<Found, OpError> {
-    let mut records = match look(turn.sent, db.position()) {
+    let newest = db.position();
+    let mut records = match look(turn.sent, newest) {
         Look::Nothing => return Ok(Found::Nothing),
         Look::Read => match db.read_log(turn.sent, TURN_BYTES)? {
             LogRead::Records(records) if records.is_empty() => return Ok(Found::Nothing),
@@ -283,5 +314,7 @@ fn try_turn(db: &Database, turn: Turn) -> Result<Found, OpError> {
     debug_assert!(records.iter().all(|record| record.ltx.len() <= LIVE_RECORD_BYTES_MAX));
     let Some(pos) = records.last().map(|record| record.pos) else { return Ok(Found::Behind) };
     let records = records.into_iter().map(|r| Record { epoch: r.epoch, ltx: r.ltx }).collect();
-    Ok(Found::Records { records, pos, more: pos != db.position() })
+    // What was committed since is announced.
+    let more = pos.txid_raw() < newest.txid_raw();
+    Ok(Found::Records { records, pos, more })
 }
