@@ -86,6 +86,9 @@ pub enum OpError {
         "{0}: its file is no SQLite database any more: put a good copy in its place, or remove it"
     )]
     HeaderIsGone(DbName),
+    /// The file of a replica was written while the daemon did not run.
+    #[error("{0}: somebody changed it while the daemon did not run")]
+    ChangedOffline(DbName),
     /// Durable records of the log are damaged.
     #[error("{0}: records of its log that were durable are damaged: the disk is at fault")]
     LogIsDamaged(DbName),
@@ -136,6 +139,7 @@ impl OpError {
             Self::NotTracked(_)
             | Self::HeaderIsGone(_)
             | Self::LogIsDamaged(_)
+            | Self::ChangedOffline(_)
             | Self::Sums(_)
             | Self::SumUnknown { .. }
             | Self::Encode { .. }

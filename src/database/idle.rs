@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::meta::{Clean, Meta};
 use super::requests::salt_pair;
-use super::state::Tracked;
+use super::state::{State, Tracked};
 use super::{Database, OpError, disk_error};
 use crate::types::{Pos, Txid};
 
@@ -37,7 +37,11 @@ impl Database {
             let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
             let target = tracked.backfilled;
             let clears_unlogged = tracked.meta.unlogged && !unlogged;
-            if target.txid_raw() <= tracked.meta.durable_txid && !clears_unlogged {
+            // Salts of a WAL that is gone would look as if somebody else had removed it.
+            let is_current =
+                tracked.meta.wal_salts.is_none() || tracked.meta.wal_salts == wal_salts;
+            let is_done = target.txid_raw() <= tracked.meta.durable_txid;
+            if is_done && is_current && !clears_unlogged {
                 return Ok(());
             }
             let main = tracked.main(&self.shared, &name)?;
@@ -70,6 +74,7 @@ impl Database {
             tracked.meta.installing = false;
         }
         tracked.meta.durable_txid = target.txid_raw();
+        tracked.meta.is_for(&main.metadata().map_err(disk_error("read attributes", &path))?);
         tracked.meta.wal_salts = wal_salts;
         tracked.meta.clean = None;
         let dir = Tracked::log_dir(&self.shared, tracked.id);
@@ -132,6 +137,8 @@ impl Database {
         {
             return false;
         }
+        self.note_clean(&mut state);
+        let Some(tracked) = state.tracked.as_mut() else { return false };
         tracked.files = None;
         tracked.main = None;
         true
@@ -149,8 +156,17 @@ impl Database {
             warn!(db = %self.name(), %error, "write back");
             return;
         }
-        let name = self.name();
         let mut state = self.state.lock();
+        self.note_clean(&mut state);
+        if let Some(tracked) = state.tracked.as_mut() {
+            tracked.files = None;
+            tracked.main = None;
+        }
+    }
+
+    /// Notes what the file looks like, if it holds the newest transaction, so that a change by somebody else is seen.
+    fn note_clean(&self, state: &mut State) {
+        let name = self.name();
         let Some(tracked) = state.tracked.as_mut() else { return };
         let path = self.shared.files.join(name.as_path());
         let dir = Tracked::log_dir(&self.shared, tracked.id);
@@ -177,10 +193,6 @@ impl Database {
                     warn!(db = %name, %error, "write meta");
                 }
             }
-        }
-        if let Some(tracked) = state.tracked.as_mut() {
-            tracked.files = None;
-            tracked.main = None;
         }
     }
 }

@@ -176,7 +176,9 @@ impl Database {
         tracked.meta.durable_txid = tracked.backfilled.txid_raw();
         tracked.meta.clean = None;
         let main = tracked.main(&self.shared, &name)?;
-        main.sync_all().map_err(disk_error("sync database", name.as_path()))?;
+        let fail = disk_error("sync database", name.as_path());
+        main.sync_all().map_err(&fail)?;
+        tracked.meta.is_for(&main.metadata().map_err(&fail)?);
         tracked.meta.save(&dir).map_err(disk_error("write meta", &dir))?;
         let State { quarantine, applied, .. } = &mut *state;
         *quarantine = None;

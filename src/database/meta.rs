@@ -25,6 +25,9 @@ pub(crate) struct Meta {
     /// Salts of the WAL when `durable_txid` was taken: a WAL found after a crash is not older.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) wal_salts: Option<(u32, u32)>,
+    /// Inode of the database file, if known: with another one it is another file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) inode: Option<u64>,
     /// The file is being replaced by a copy from the primary.
     #[serde(default)]
     pub(crate) installing: bool,
@@ -63,10 +66,21 @@ impl Meta {
             renamed_from_hex: None,
             durable_txid: 0,
             wal_salts: None,
+            inode: None,
             installing: false,
             unlogged: false,
             clean: None,
         }
+    }
+
+    /// Notes which file it is.
+    pub(crate) fn is_for(&mut self, metadata: &std::fs::Metadata) {
+        self.inode = Some(std::os::unix::fs::MetadataExt::ino(metadata));
+    }
+
+    /// Whether a file is another than the one noted.
+    pub(crate) fn is_for_another_than(&self, metadata: &std::fs::Metadata) -> bool {
+        self.inode.is_some_and(|inode| inode != std::os::unix::fs::MetadataExt::ino(metadata))
     }
 
     pub(crate) fn rename(&mut self, to: &DbName) {

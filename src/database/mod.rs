@@ -15,6 +15,7 @@ mod follow;
 mod idle;
 mod install;
 mod meta;
+mod offline;
 mod receive;
 mod recover;
 mod requests;
@@ -317,7 +318,10 @@ impl Database {
     fn begin_log(&self, id: DbId, base: Pos, page_size: PageSize) -> Result<Tracked, OpError> {
         let name = self.name();
         let dir = Tracked::log_dir(&self.shared, id);
-        let meta = Meta::new(&name);
+        let mut meta = Meta::new(&name);
+        if let Ok(metadata) = self.shared.files.join(name.as_path()).metadata() {
+            meta.is_for(&metadata);
+        }
         let made = (|| -> Result<Files, OpError> {
             crate::disk::create_dir_durable(&dir).map_err(disk_error("create directory", &dir))?;
             meta.save(&dir).map_err(disk_error("write meta", &dir))?;

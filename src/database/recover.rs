@@ -26,7 +26,7 @@ use crate::sqlite::{Journal, JournalHeader, Reading, WalHeader, free_leaves, sup
 use crate::types::{Checksum, DbId, DbName, PageNo, PageSize, Pos, Txid};
 
 /// Bytes of log that are read at a time.
-const STEP_BYTES: usize = 8 << 20;
+pub(super) const STEP_BYTES: usize = 8 << 20;
 
 /// Who wrote the WAL files that a crash left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -200,7 +200,19 @@ impl Database {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let undone = self.undo_hot_journal(state, &main)?;
+        let redone = self.pages_to_redo(state, &main)?;
         let sums_are_whole = self.replay_sums(state)?;
+        let is_known_to_differ = changed_offline || undone == Undone::WasCommitted;
+        if !is_known_to_differ && sums_are_whole && self.file_leads(state, &main, &redone)? {
+            drop(guard);
+            return match owner {
+                WalOwner::Applications => {
+                    info!(db = %name, "changed while the daemon did not run");
+                    self.recover_without_log()
+                }
+                WalOwner::Daemon => Err(OpError::ChangedOffline(name)),
+            };
+        }
         let has_pages = state.tracked.as_ref().is_some_and(|tracked| tracked.pages > 0);
         if changed_offline && has_pages {
             let file = open_regular(&main, false).map_err(disk_error("open database", &main))?;
@@ -210,7 +222,7 @@ impl Database {
                 return Err(OpError::HeaderIsGone(name));
             }
         }
-        if changed_offline || undone == Undone::WasCommitted {
+        if is_known_to_differ {
             // The file differs from the log in ways that only a comparison finds.
             state.foreign_writer = true;
             state.written_without_journal = true;
@@ -252,7 +264,7 @@ impl Database {
     }
 
     /// Recovers as SQLite would, from the file, its journal and its WAL alone, because durable records of the log are
-    /// damaged. What differs from the rest of the log becomes a new transaction.
+    /// damaged or somebody else wrote the file. What differs from the rest of the log becomes a new transaction.
     fn recover_without_log(&self) -> Result<(), OpError> {
         let main = self.shared.files.join(self.name().as_path());
         let mut guard = self.state.lock();
@@ -546,7 +558,7 @@ impl Database {
 }
 
 /// The position behind which the log must be written into the file again.
-fn start_of_redo(files: &Files, durable_txid: u64) -> Result<Pos, OpError> {
+pub(super) fn start_of_redo(files: &Files, durable_txid: u64) -> Result<Pos, OpError> {
     let base = files.log.base();
     let Some(txid) = Txid::new(durable_txid).filter(|_| durable_txid > base.txid_raw()) else {
         return Ok(base);
@@ -599,7 +611,7 @@ fn existing_name(shared: &Shared, meta: &mut Meta) -> Option<DbName> {
     Some(before)
 }
 
-fn each_page(
+pub(super) fn each_page(
     name: &DbName,
     ltx: &[u8],
     mut each: impl FnMut(PageNo, &[u8]) -> Result<(), OpError>,
@@ -655,7 +667,7 @@ fn open_main(main: &Path) -> Result<File, OpError> {
     open_regular(main, true).map_err(&fail)?.ok_or_else(|| fail(io::ErrorKind::NotFound.into()))
 }
 
-fn companion(main: &Path, suffix: &str) -> PathBuf {
+pub(super) fn companion(main: &Path, suffix: &str) -> PathBuf {
     let mut path = main.as_os_str().to_owned();
     path.push(suffix);
     path.into()

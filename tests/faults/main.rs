@@ -24,5 +24,6 @@ mod harness;
 
 mod crashes;
 mod full_disk;
+mod offline;
 mod points;
 mod power;
