@@ -1,8 +1,8 @@
 //! What a reader of a database sees, read from the files without SQLite: the oracle of all tests.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 
 use weir::capture::{WalCapture, WalEvent};
 use weir::ltx::page_sum;
@@ -16,12 +16,30 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Reads a database and its WAL; nobody may write meanwhile. `None` if it is none.
+    /// Reads a database and its WAL; nobody may commit meanwhile. `None` if it is none.
     pub(crate) fn read(path: &Path) -> Option<Self> {
+        let mut wal = path.as_os_str().to_owned();
+        wal.push("-wal");
+        let wal = PathBuf::from(wal);
+        // A checkpoint may move pages from one file to the other.
+        let looks = || {
+            [path, &wal].map(|file| {
+                let metadata = file.metadata().ok()?;
+                Some((metadata.len(), metadata.modified().ok()?, metadata.ino()))
+            })
+        };
+        loop {
+            let before = looks();
+            let image = Self::read_once(path, &wal);
+            if before == looks() {
+                return image;
+            }
+        }
+    }
+
+    fn read_once(path: &Path, wal: &Path) -> Option<Self> {
         let main = fs::read(path).ok()?;
-        let mut name = path.as_os_str().to_owned();
-        name.push("-wal");
-        let wal = File::open(&name).ok();
+        let wal = File::open(wal).ok();
         let mut capture = WalCapture::default();
         let mut overlay = Vec::new();
         let mut commit = None;
