@@ -25,9 +25,9 @@ pub(crate) struct Meta {
     /// Salts of the WAL when `durable_txid` was taken: a WAL found after a crash is not older.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) wal_salts: Option<(u32, u32)>,
-    /// Inode of the database file, if known: with another one it is another file.
+    /// Which file it is, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) inode: Option<u64>,
+    file: Option<FileIdentity>,
     /// The file is being replaced by a copy from the primary.
     #[serde(default)]
     pub(crate) installing: bool,
@@ -48,6 +48,23 @@ pub(crate) struct Clean {
     pub(crate) mtime_ns: i128,
 }
 
+/// What tells a file from another of the same name. Inode numbers are given out again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct FileIdentity {
+    inode: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    born_ns: Option<i128>,
+}
+
+impl FileIdentity {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        let inode = std::os::unix::fs::MetadataExt::ino(metadata);
+        let born = metadata.created().ok();
+        let since = born.and_then(|born| born.duration_since(std::time::UNIX_EPOCH).ok());
+        Self { inode, born_ns: since.and_then(|since| since.as_nanos().try_into().ok()) }
+    }
+}
+
 impl Clean {
     /// What a file looks like now.
     pub(crate) fn of(txid: Option<Txid>, metadata: &std::fs::Metadata) -> Self {
@@ -66,7 +83,7 @@ impl Meta {
             renamed_from_hex: None,
             durable_txid: 0,
             wal_salts: None,
-            inode: None,
+            file: None,
             installing: false,
             unlogged: false,
             clean: None,
@@ -75,12 +92,12 @@ impl Meta {
 
     /// Notes which file it is.
     pub(crate) fn is_for(&mut self, metadata: &std::fs::Metadata) {
-        self.inode = Some(std::os::unix::fs::MetadataExt::ino(metadata));
+        self.file = Some(FileIdentity::of(metadata));
     }
 
     /// Whether a file is another than the one noted.
     pub(crate) fn is_for_another_than(&self, metadata: &std::fs::Metadata) -> bool {
-        self.inode.is_some_and(|inode| inode != std::os::unix::fs::MetadataExt::ino(metadata))
+        self.file.is_some_and(|file| file != FileIdentity::of(metadata))
     }
 
     pub(crate) fn rename(&mut self, to: &DbName) {
