@@ -528,28 +528,6 @@ impl Database {
         Ok(())
     }
 
-    /// Whether the database file holds what it held before the open transaction.
-    fn is_rolled_back(&self, state: &mut State) -> Result<bool, OpError> {
-        let name = self.name();
-        let State { tracked, rollback, .. } = state;
-        let Some(tracked) = tracked.as_mut() else { return Ok(true) };
-        let (page_size, pages) = (tracked.page_size, tracked.pages);
-        let file = tracked.main(&self.shared, &name)?;
-        let fail = disk_error("read database", name.as_path());
-        if database_size(&file).map_err(&fail)? != Some((page_size, pages)) {
-            return Ok(pages == 0);
-        }
-        let sums = &mut tracked.files(&self.shared)?.sums;
-        let mut data = vec![0; page_size.bytes()];
-        for page in rollback.pages().filter(|page| *page != page_size.lock_page()) {
-            read_or_zeros(&file, page, page_size, &mut data).map_err(&fail)?;
-            if page.get() <= pages && sums.get(page)? != Some(ltx::page_sum(page, &data)) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     /// Prepares what was written to the database file itself. `None` if nothing changed, or if the file
     /// is not a database yet.
     pub(super) fn prepare_main(&self, state: &mut State) -> Result<Option<Prepared>, OpError> {

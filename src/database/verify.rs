@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt as _;
 
-use super::requests::read_or_zeros;
+use super::requests::{database_size, read_or_zeros};
 use super::state::State;
 use super::{Database, OpError, disk_error};
 use crate::ltx;
@@ -54,5 +54,27 @@ impl Database {
             }
         }
         Ok(differing)
+    }
+
+    /// Whether the database file holds what it held before the open transaction.
+    pub(super) fn is_rolled_back(&self, state: &mut State) -> Result<bool, OpError> {
+        let name = self.name();
+        let State { tracked, rollback, .. } = state;
+        let Some(tracked) = tracked.as_mut() else { return Ok(true) };
+        let (page_size, pages) = (tracked.page_size, tracked.pages);
+        let file = tracked.main(&self.shared, &name)?;
+        let fail = disk_error("read database", name.as_path());
+        if database_size(&file).map_err(&fail)? != Some((page_size, pages)) {
+            return Ok(pages == 0);
+        }
+        let sums = &mut tracked.files(&self.shared)?.sums;
+        let mut data = vec![0; page_size.bytes()];
+        for page in rollback.pages().filter(|page| *page != page_size.lock_page()) {
+            read_or_zeros(&file, page, page_size, &mut data).map_err(&fail)?;
+            if page.get() <= pages && sums.get(page)? != Some(ltx::page_sum(page, &data)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use rand::Rng as _;
 use rand::seq::IndexedRandom as _;
 
-use crate::harness::{Cluster, Disk, Plan, Writer, keys, pause, rng, rounds, seed};
+use crate::harness::{Cluster, Disk, Plan, Writer, keys, pause, rng, rounds, seed, sql};
 
 const DB: &str = "x.db";
 
@@ -23,6 +23,8 @@ fn power_fails_under_the_primary(mode: &str, synchronous: &str, default_rounds: 
     cluster.a.start();
     cluster.b.start();
     let path = cluster.a.path(DB);
+    let table = "CREATE TABLE t(a INTEGER PRIMARY KEY, b)";
+    sql(&path, &format!("PRAGMA journal_mode={mode}; PRAGMA synchronous=FULL; {table}"));
     let mut durable = BTreeSet::new();
     for round in 0..rounds(default_rounds) {
         let what = format!("{mode} {synchronous}, round {round}, seed {seed}");
