@@ -62,6 +62,9 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// How long nobody touches the databases before memory is measured.
+const IDLE: Duration = Duration::from_secs(10);
+
 /// Where the sides of the comparison are.
 struct Sides {
     plain: PathBuf,
@@ -144,10 +147,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             measure_lag(stage.primary(), &stage.replicas()[0], &interrupt, size.lag_commits, 500)?;
         add(Row::lag("lag at 500 tx/s", measured))?;
     }
-    if let Some(stage) = &sides.stage
-        && wanted("memory")
-    {
-        for row in memory(stage, size.databases, &interrupt)? {
+    if sides.stage.is_some() && wanted("memory") {
+        // Nodes that have done nothing else: what is measured is the databases.
+        let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let stage = Playground::start(&parent, "bench-memory", args.replicas + 1, &interrupt)?;
+        for row in memory(&stage, size.databases, &interrupt)? {
             add(row)?;
         }
     }
@@ -243,9 +247,12 @@ fn memory(stage: &Playground, count: u32, interrupt: &Interrupt) -> anyhow::Resu
         db.execute_batch("PRAGMA synchronous=OFF; CREATE TABLE t(a); INSERT INTO t VALUES (1)")?;
     }
     let position = stage.primary().position(&last).context("the last database has no position")?;
+    for node in stage.replicas() {
+        node.wait_position(&last, &position)?;
+    }
+    interrupt.wait(IDLE)?;
     let mut rows = Vec::new();
     for node in &stage.nodes {
-        node.wait_position(&last, &position)?;
         let bytes = node.resident_bytes().context("read the daemon's memory")?;
         let role = if node.name == "a" { "primary" } else { "replica" };
         rows.push(Row::memory(format!("memory, {count} idle databases, {role}"), bytes));
