@@ -62,17 +62,49 @@ impl Paths {
     }
 }
 
+/// An application may have put anything in a file's place: a link would lead away, a FIFO would wait.
+pub(super) const OPEN_FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+
+/// Refuses everything else that can have a name.
+pub(super) fn regular(file: File) -> io::Result<File> {
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
+/// Opens a file of a database for reading.
+///
+/// # Errors
+/// `NotFound` also if what has the name is no regular file.
+pub(super) fn open_to_read(path: &Path) -> io::Result<File> {
+    match File::options().read(true).custom_flags(OPEN_FLAGS).open(path) {
+        Ok(file) => regular(file),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            Err(io::ErrorKind::NotFound.into())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a file of a database for reading and writing.
+///
+/// # Errors
+/// `NotFound` also if what has the name is no regular file.
+pub(super) fn open_to_write(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(OPEN_FLAGS).open(path).and_then(regular)
+}
+
 /// Opens a companion of a database as SQLite does: with the database's owner and permissions, so that the
 /// application's process can open it too.
 pub(super) fn open_companion(path: &Path, main: &Metadata) -> Result<File, ClientError> {
     let mode = main.mode() & 0o777;
     let mut options = File::options();
-    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW).mode(mode);
-    match options.open(path) {
+    options.read(true).write(true).custom_flags(OPEN_FLAGS).mode(mode);
+    match options.open(path).and_then(regular) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => (),
         opened => return opened.map_err(at("open", path)),
     }
-    let file = options.create(true).truncate(false).open(path).map_err(at("create", path))?;
+    let created = options.create(true).truncate(false).open(path).and_then(regular);
+    let file = created.map_err(at("create", path))?;
     let made = file.metadata().map_err(at("stat", path))?;
     if made.mode() & 0o777 != mode {
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);

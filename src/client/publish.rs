@@ -3,11 +3,10 @@
 //!
 //! Without it the next writer would overwrite those frames, and log and database would part.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use super::api::{Abandoned, ClientError};
-use super::files::{Paths, at};
+use super::files::{Paths, at, open_to_write};
 use super::wal::Wal;
 use crate::sqlite::shm::BLOCK_SIZE;
 use crate::sqlite::{FrameHeader, WalByteOrder};
@@ -17,7 +16,7 @@ use crate::sqlite::{FrameHeader, WalByteOrder};
 ///
 /// No lock is taken: the dead process still holds WRITE, which the caller knows.
 pub(super) fn publish(paths: &Paths, abandoned: Abandoned) -> Result<bool, ClientError> {
-    let open = |path| File::options().read(true).write(true).open(path).map_err(at("open", path));
+    let open = |path| open_to_write(path).map_err(at("open", path));
     let (wal, shm) = (open(&paths.wal)?, open(&paths.shm)?);
     if shm.metadata().map_err(at("stat", &paths.shm))?.len() < BLOCK_SIZE as u64 {
         return Ok(false);

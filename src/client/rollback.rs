@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use super::api::{Change, ClientError};
-use super::files::{MainFile, Paths, Step, at, len_or_zero, read_at, remove};
+use super::files::{MainFile, Paths, Step, at, len_or_zero, open_to_read, read_at, remove};
 use super::lock;
 use super::wal::CHUNK;
 use crate::sqlite::{Journal, JournalHeader, LockRange, Reading, super_journal};
@@ -69,7 +69,7 @@ fn is_hot(main: &MainFile, paths: &Paths) -> Result<bool, ClientError> {
     if reserved.is_some() {
         return Ok(false);
     }
-    let file = std::fs::File::open(&paths.journal).map_err(at("open", &paths.journal))?;
+    let file = open_to_read(&paths.journal).map_err(at("open", &paths.journal))?;
     let mut first = [0; 1];
     let filled = read_at(&file, &mut first, 0).map_err(at("read", &paths.journal))?;
     Ok(JournalHeader::may_be_hot(&first[..filled]))
@@ -78,7 +78,7 @@ fn is_hot(main: &MainFile, paths: &Paths) -> Result<bool, ClientError> {
 /// Copies the pages of a journal back, unless it belongs to a transaction over several databases that did commit.
 fn play_back(main: &MainFile, paths: &Paths) -> Result<(), ClientError> {
     let path = &paths.journal;
-    let file = std::fs::File::open(path).map_err(at("open", path))?;
+    let file = open_to_read(path).map_err(at("open", path))?;
     let len = file.metadata().map_err(at("stat", path))?.len();
     let read = |offset: u64, buffer: &mut [u8]| read_at(&file, buffer, offset);
     if let Some(name) = super_journal(read, len).map_err(at("read", path))? {

@@ -4,11 +4,14 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use super::api::{Change, ClientError, FileState};
 use super::checkpoint::FRAMES_MAX;
-use super::files::{MainFile, Paths, Step, Stop, at, leads_to, len_or_zero, remove};
+use super::files::{
+    MainFile, OPEN_FLAGS, Paths, Step, Stop, at, leads_to, len_or_zero, regular, remove,
+};
 use super::rollback;
 use super::wal::Wal;
 use crate::sqlite::DatabaseHeader;
@@ -43,7 +46,7 @@ impl Session {
     pub(super) fn open(mount: &Path, name: &DbName, create: bool) -> Result<Self, ClientError> {
         let paths = Paths::new(mount, name);
         let mut options = File::options();
-        options.read(true).write(true).create(create);
+        options.read(true).write(true).create(create).custom_flags(OPEN_FLAGS);
         let opened = options.open(&paths.main).or_else(|error| {
             let parent = paths.main.parent().filter(|_| create);
             match (error.kind(), parent) {
@@ -54,7 +57,7 @@ impl Session {
                 (_, _) => Err(error),
             }
         });
-        let main = MainFile::new(opened.map_err(at("open", &paths.main))?);
+        let main = MainFile::new(opened.and_then(regular).map_err(at("open", &paths.main))?);
         Ok(Self {
             paths,
             main,

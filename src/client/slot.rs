@@ -1,13 +1,12 @@
 //! What a lane knows of one database: its session, its queue, and how to carry a request out.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::api::{Answer, ClientError, Request};
-use super::files::{MainFile, Paths, Step, at, remove};
+use super::files::{MainFile, Paths, Step, at, open_to_read, remove};
 use super::lane::Job;
 use super::lock::{self, Holder};
 use super::publish::publish;
@@ -146,7 +145,7 @@ impl Slot {
     fn wait_unlocked(&mut self, path: &Path) -> Step<Answer> {
         let probe = match self.probe.take() {
             Some(probe) => probe,
-            None => match File::open(path) {
+            None => match open_to_read(path) {
                 Ok(file) => MainFile::new(file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Answer::Done),
                 Err(error) => return Err(at("open", path)(error).into()),
@@ -160,7 +159,7 @@ impl Slot {
 
 /// Who holds WRITE in the wal-index; nobody if there is none.
 fn write_lock_holder(paths: &Paths) -> Result<Option<Holder>, ClientError> {
-    let shm = match File::open(&paths.shm) {
+    let shm = match open_to_read(&paths.shm) {
         Ok(shm) => shm,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(at("open", &paths.shm)(error)),
