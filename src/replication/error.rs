@@ -158,8 +158,8 @@ impl From<Malformed> for Refusal {
 pub(crate) enum LinkError {
     #[error(transparent)]
     Refused(#[from] Refusal),
-    #[error("the connection broke: {0}")]
-    Lost(#[source] Box<tonic::Status>),
+    #[error("the connection broke: {}", .0.message())]
+    Lost(Box<tonic::Status>),
     #[error("the peer closed the stream")]
     Closed,
     #[error("the peer was silent for {0:?}")]

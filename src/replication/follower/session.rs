@@ -25,7 +25,7 @@ use crate::replication::limits::{
 };
 use crate::replication::link::{blocking, receive};
 use crate::replication::message::{FollowEvent, FollowRequest, Welcome};
-use crate::replication::view::naming_plan;
+use crate::replication::view::{Naming, naming_plan};
 use crate::store::Store;
 use crate::types::{DbId, DbName, Pos};
 
@@ -34,6 +34,8 @@ const QUIET: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Looking for applied positions gets rarer while nothing moves.
 const APPLIED_POLL_MAX: Duration = Duration::from_millis(100);
 
+/// Threads that make new databases when a replica starts.
+const ADOPTERS: usize = 8;
 /// How often databases are asked whether they are damaged.
 const MEND_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -203,16 +205,38 @@ async fn reconcile(shared: &Arc<Shared>, wanted: HashMap<DbId, DbName>) -> Resul
                 store.forget(id)?;
             }
         }
-        for step in naming_plan(&local, &wanted) {
+        let (old, new): (Vec<_>, Vec<_>) =
+            naming_plan(&local, &wanted).into_iter().partition(|step| local.contains_key(&step.id));
+        for step in old {
             if local.get(&step.id) != Some(&step.name) {
                 store.adopt(step.id, &step.name)?;
                 local.insert(step.id, step.name);
             }
         }
+        adopt_new(store, new)?;
         Place::sweep(&shared.options.tmp, |id| wanted.contains_key(&id));
         Ok(())
     });
     done.await?.map_err(LinkError::Catalog)
+}
+
+/// Makes databases that this node does not have. Each costs a few syncs, so several go at a time.
+fn adopt_new(store: &Store, new: Vec<Naming>) -> Result<(), OpError> {
+    let left = Mutex::new(new.into_iter());
+    std::thread::scope(|scope| {
+        let work = || -> Result<(), OpError> {
+            while let Some(step) = { left.lock().next() } {
+                store.adopt(step.id, &step.name)?;
+            }
+            Ok(())
+        };
+        let others: Vec<_> = (1..ADOPTERS).map(|_| scope.spawn(work)).collect();
+        let mine = work();
+        others.into_iter().fold(mine, |result, other| {
+            let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            result.and(other)
+        })
+    })
 }
 
 /// Takes the live stream: transactions go to the lanes, the catalog is changed in order.

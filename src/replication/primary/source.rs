@@ -32,11 +32,10 @@ impl Source {
         let name = self.db.name();
         let Err(reason) = self.serve(&begin, &mut requests).await else { return };
         let peer = &begin.caller.name;
-        match &reason {
-            LinkError::Refused(refusal) if refusal.reason == Reason::Failed => {
-                error!(db = %name, peer, %reason, "a fetch could not be served");
-            }
-            _ => info!(db = %name, peer, %reason, "a fetch ended early"),
+        if matches!(&reason, LinkError::Refused(refusal) if refusal.reason == Reason::Failed) {
+            error!(db = %name, peer, %reason, "a fetch could not be served");
+        } else {
+            info!(db = %name, peer, %reason, "a fetch ended early");
         }
         drop(self.out.try_send(Err(reason)));
     }
