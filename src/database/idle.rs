@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt as _;
 use tracing::warn;
 
 use super::meta::{Clean, Meta};
-use super::requests::salt_pair;
 use super::state::{State, Tracked};
+use super::wal::salt_pair;
 use super::{Database, OpError, disk_error};
 use crate::types::{Pos, Txid};
 

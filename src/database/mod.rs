@@ -25,6 +25,7 @@ mod state;
 mod status;
 mod unlogged;
 mod verify;
+mod wal;
 
 use std::io;
 use std::path::Path;

@@ -10,8 +10,9 @@ use std::fs::File;
 use std::path::Path;
 
 use super::recover::{STEP_BYTES, companion, each_page, start_of_redo};
-use super::requests::{database_size, open_regular, read_or_zeros, salt_pair};
+use super::requests::{database_size, open_regular, read_or_zeros};
 use super::state::State;
+use super::wal::salt_pair;
 use super::{Database, OpError, disk_error};
 use crate::log::Read;
 use crate::ltx;
