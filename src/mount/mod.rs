@@ -1,6 +1,6 @@
 //! The mount: kernel requests to `store`.
 //!
-//! A request takes one path: [`fuse`] (counts, answers) → `tree` with `names`, `files`, `attributes`,
+//! A request takes one path: `fuse` (counts, answers) → `tree` with `names`, `files`, `attributes`,
 //! `listing` (decide) → `store`/`database` (capture) and `backing` (plain files). `node` starts and ends it.
 //! What always holds: a thread that serves requests never waits for work that goes through the mount; such
 //! requests are parked on `workers`. Locks, page cache and permissions are the kernel's.
