@@ -74,6 +74,9 @@ impl Cluster {
 
     /// Waits until both nodes are level, then checks everything that must hold then.
     pub(crate) fn converge(&self, db: &str) {
+        // A writer that was killed may have left a hot journal; whoever reads first rolls it back.
+        let read = sqlite3(&self.a.path(db), "SELECT count(*) FROM sqlite_master;");
+        assert!(read.is_ok(), "{db}: {read:?}");
         let pos = self.level(db);
         let image = self.a.image(db);
         self.b.image(db).assert_same(&image, &format!("{db} on b and a"));
