@@ -283,6 +283,7 @@ impl Tree {
             if let Some(stat) = &to_stat {
                 self.refuse_exchange(stat, &to_path)?;
             }
+            let _agree = self.renames.write();
             rename().map_err(RequestError::backing("exchange names"))?;
             self.nodes.renamed(from_ino, from, to);
             if let Some(to_ino) = to_ino {
@@ -291,6 +292,7 @@ impl Tree {
             return Ok(());
         }
         let mut rename = || -> io::Result<()> {
+            let _agree = self.renames.write();
             rename()?;
             if let (Some(stat), Some(ino)) = (&to_stat, to_ino) {
                 self.nodes.unlinked(ino, to.0, to.1, is_last_name(stat));

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fuser::FileAttr;
+use parking_lot::RwLock;
 use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -29,9 +30,6 @@ use crate::types::DbName;
 /// How long the kernel may remember names, absent names and attributes. Everything that changes goes
 /// through the mount, or is invalidated, so this is "for ever".
 pub(super) const TTL: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// How often a path is built anew when a directory above is being renamed at the same moment.
-const ATTEMPTS: usize = 100;
 
 /// Who sent a request.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +84,9 @@ pub(super) struct Tree {
     pub(super) store: Arc<Store>,
     pub(super) workers: Workers,
     pub(super) requests: Requests,
+    /// Held for writing while a name changes on disk and in [`Nodes`]; whoever holds it for reading sees
+    /// the two agree. It is never held while anything else is waited for.
+    pub(super) renames: RwLock<()>,
     pool: Arc<Pool>,
     waiting_inline: AtomicUsize,
     waiting_inline_max: usize,
@@ -105,6 +106,7 @@ impl Tree {
             store,
             workers: Workers::default(),
             requests: Requests::default(),
+            renames: RwLock::new(()),
             pool,
             waiting_inline: AtomicUsize::new(0),
             waiting_inline_max: threads / 2,
@@ -148,32 +150,32 @@ impl Tree {
         if ino == ROOT {
             return Ok(self.backing.root_directory());
         }
-        for _ in 0..ATTEMPTS {
+        let open = || {
             let path = self.nodes.directory_path(ino).ok_or(RequestError::Stale)?;
-            match self.backing.directory(path, ino) {
-                Ok(directory) => return Ok(directory),
-                // A directory above is being renamed: its new name is about to be known.
-                Err(Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP) => {
-                    std::thread::yield_now();
-                }
-                Err(error) => return Err(RequestError::backing("open directory")(error)),
-            }
-        }
-        Err(RequestError::Stale)
+            self.backing.directory(path, ino).map_err(|error| match error {
+                Errno::NOENT | Errno::STALE | Errno::NOTDIR | Errno::LOOP => RequestError::Stale,
+                error => RequestError::backing("open directory")(error),
+            })
+        };
+        open().or_else(|_| {
+            let _agree = self.renames.read_recursive();
+            open()
+        })
     }
 
     /// A node by one of its names, checked; `None` if no name leads to it.
     pub(super) fn locate(&self, ino: u64) -> Option<Located<'_>> {
-        for link in self.nodes.links(ino) {
-            let Ok(directory) = self.directory(link.parent) else { continue };
-            match directory.stat(&link.name) {
-                Ok(stat) if stat.st_ino == ino => {
-                    return Some(Located { directory, name: link.name, stat });
-                }
-                Ok(_) | Err(_) => (),
-            }
-        }
-        None
+        let find = || {
+            self.nodes.links(ino).into_iter().find_map(|link| {
+                let directory = self.directory(link.parent).ok()?;
+                let stat = directory.stat(&link.name).ok()?;
+                (stat.st_ino == ino).then(|| Located { directory, name: link.name, stat })
+            })
+        };
+        find().or_else(|| {
+            let _agree = self.renames.read_recursive();
+            find()
+        })
     }
 
     /// A descriptor that leads to a node: of the handle, by name, or of any handle.
@@ -188,25 +190,19 @@ impl Tree {
                 Open::Special(_) => return Err(RequestError::Reserved),
             }
         }
-        for _ in 0..ATTEMPTS {
-            if let Some(Located { directory, name, .. }) = self.locate(ino) {
-                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd = rustix::fs::openat(&directory, &name, flags, Mode::empty());
-                if let Ok(fd) = fd
-                    && rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_ino == ino)
-                {
-                    return Ok(NodeFd::Path(fd));
-                }
-            }
-            if let Some(fd) = self.handles.of_inode(ino) {
-                return Ok(NodeFd::Open(fd));
-            }
-            if self.nodes.links(ino).is_empty() {
-                break;
-            }
-            std::thread::yield_now();
-        }
-        Err(RequestError::Stale)
+        let open = || {
+            let Located { directory, name, .. } = self.locate(ino)?;
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = rustix::fs::openat(&directory, &name, flags, Mode::empty()).ok()?;
+            rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_ino == ino).then_some(NodeFd::Path(fd))
+        };
+        open()
+            .or_else(|| self.handles.of_inode(ino).map(NodeFd::Open))
+            .or_else(|| {
+                let _agree = self.renames.read_recursive();
+                open()
+            })
+            .ok_or(RequestError::Stale)
     }
 
     /// Answers a look-up of something that is there.

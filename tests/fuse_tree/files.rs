@@ -149,10 +149,13 @@ fn fuse_lookups_survive_a_directory_that_keeps_being_renamed() {
     let Some(served) = Served::start() else { return };
     fs::create_dir_all(served.path("a/d")).unwrap();
     let inside = File::open(served.path("a/d")).unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        // Gone also when an assertion fails, or the other thread would go on for ever.
+        let running = std::sync::Arc::new(());
+        let seen = std::sync::Arc::downgrade(&running);
+        let served = &served;
+        scope.spawn(move || {
+            while seen.strong_count() > 0 {
                 fs::rename(served.path("a"), served.path("b")).unwrap();
                 fs::rename(served.path("b"), served.path("a")).unwrap();
             }
@@ -164,7 +167,6 @@ fn fuse_lookups_survive_a_directory_that_keeps_being_renamed() {
             let result = rustix::fs::openat(&inside, name.as_str(), flags, mode);
             assert!(result.is_ok(), "{n}: {result:?}");
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     assert_eq!(fs::read_dir(served.path("a/d")).unwrap().count(), 500);
 }

@@ -1,6 +1,6 @@
 //! Applying to a database in WAL mode.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
 use super::*;
 
@@ -34,11 +34,12 @@ pub(super) fn a_thousand_changes_reach_readers_without_disturbing_them() {
     node.fence();
     let mut long_reader = node.shell();
     let before = long_reader.run("begin; select count(*), sum(n) from acc, (select 1);");
-    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let reading = scope.spawn(|| {
+        let running = Arc::new(());
+        let (seen, node) = (Arc::downgrade(&running), &node);
+        let reading = scope.spawn(move || {
             let (mut reader, mut rounds) = (node.shell(), 0);
-            while !stop.load(Ordering::Relaxed) {
+            while seen.strong_count() > 0 {
                 assert_eq!(reader.run("select sum(n) from acc;"), "0");
                 rounds += 1;
             }
@@ -60,7 +61,7 @@ pub(super) fn a_thousand_changes_reach_readers_without_disturbing_them() {
                 assert_eq!(long_reader.run("pragma integrity_check; commit;"), "ok");
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(running);
         assert!(10 < reading.join().unwrap(), "the reader went on");
     });
     drop(long_reader);

@@ -1,7 +1,7 @@
 //! Readers and syncers beside the writer.
 
+use std::sync::Arc;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use parking_lot::Mutex;
@@ -45,14 +45,16 @@ fn readers_follow_a_writer() {
 fn readers_survive_retract_trim_and_reset() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
-    let stop = AtomicBool::new(false);
     let readers: Vec<_> = (0..2).map(|_| log.reader()).collect();
     let base = Mutex::new(Pos::ZERO);
+    let base = &base;
     thread::scope(|scope| {
+        let running = Arc::new(());
         for reader in &readers {
-            scope.spawn(|| {
+            let seen = Arc::downgrade(&running);
+            scope.spawn(move || {
                 let mut after = Pos::ZERO;
-                while !stop.load(Ordering::Relaxed) {
+                while seen.strong_count() > 0 {
                     match reader.read(after, 5000).unwrap() {
                         Read::Gone => after = *base.lock(),
                         Read::Records(read) => {
@@ -76,7 +78,6 @@ fn readers_survive_retract_trim_and_reset() {
             }
             *base.lock() = log.base();
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 
@@ -136,11 +137,12 @@ fn a_sync_beside_a_retraction_promises_nothing_that_was_removed() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = Log::create(dir.path(), Pos::ZERO, SMALL).unwrap();
     let sync = log.syncer();
-    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
+        let (running, sync) = (Arc::new(()), &sync);
         for _ in 0..2 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
+            let seen = Arc::downgrade(&running);
+            scope.spawn(move || {
+                while seen.strong_count() > 0 {
                     sync.sync().unwrap();
                 }
             });
@@ -154,7 +156,6 @@ fn a_sync_beside_a_retraction_promises_nothing_that_was_removed() {
             assert_eq!(sync.sync().unwrap(), log.position());
             assert_eq!(sync.durable(), log.position());
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let position = log.position();
     let all = read_all(&log.reader(), Pos::ZERO, ALL).unwrap();
