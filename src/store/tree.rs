@@ -24,12 +24,16 @@ impl Store {
     }
 
     /// Splits a path into the database it belongs to and the role of the file: `a/x.db-wal` is the
-    /// WAL of `a/x.db` if that file exists, otherwise a main file of its own.
+    /// WAL of `a/x.db` if that file exists, otherwise a main file of its own. What is a main file (a database, or open
+    /// as one) stays one when `a/x.db` appears beside it: a file has one role as long as anybody uses it.
     #[must_use]
     pub fn resolve(&self, path: &DbName) -> (Arc<Database>, FileRole) {
         for (suffix, role) in COMPANIONS {
             let Some(base) = path.as_bytes().strip_suffix(suffix.as_bytes()) else { continue };
             let Ok(base) = DbName::new(base) else { continue };
+            if let Some(db) = self.catalog.lock().by_name(path) {
+                return (db, FileRole::Main);
+            }
             if self.shared.files.join(base.as_path()).is_file() {
                 return (self.main_file(&base), role);
             }

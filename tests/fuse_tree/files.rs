@@ -16,6 +16,12 @@ fn code<T>(result: std::io::Result<T>) -> i32 {
     result.map(|_| 0).unwrap_or_else(|error| error.raw_os_error().unwrap_or(-1))
 }
 
+/// Makes a small database.
+fn sqlite(path: &std::path::Path) {
+    let db = rusqlite::Connection::open(path).unwrap();
+    db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES (1)").unwrap();
+}
+
 #[test]
 fn fuse_an_unlinked_file_lives_while_it_is_open() {
     let Some(served) = Served::start() else { return };
@@ -41,6 +47,29 @@ fn fuse_an_unlinked_file_lives_while_it_is_open() {
     assert_ne!(fs::metadata(&path).unwrap().ino(), metadata.ino());
     drop(file);
     assert_eq!(fs::read(&path).unwrap(), b"new");
+}
+
+#[test]
+fn fuse_a_database_named_like_a_companion_stays_one_when_the_other_appears() {
+    // `x-journal` was a database; then `x` came, and the removal of `x-journal` went to `x`: what was open of it failed with EIO.
+    let Some(served) = Served::start() else { return };
+    let name = DbName::new(b"x-journal").unwrap();
+    sqlite(&served.path("x-journal"));
+    let id = served.store.by_name(&name).and_then(|db| db.id()).expect("a database");
+    let file = OpenOptions::new().read(true).write(true).open(served.path("x-journal")).unwrap();
+    fs::write(served.path("x"), b"an ordinary file").unwrap();
+    let second = OpenOptions::new().write(true).open(served.path("x-journal")).unwrap();
+    second.write_all_at(b"!", 4000).unwrap();
+    drop(second);
+    assert!(served.store.by_id(id).is_some(), "still the database it was");
+    fs::remove_file(served.path("x-journal")).unwrap();
+    file.write_all_at(&[7; 5000], 0).unwrap();
+    assert!(served.store.by_id(id).is_none(), "removed");
+    assert_eq!(fs::read(served.path("x")).unwrap(), b"an ordinary file");
+    // From now on the name is what it is for SQLite.
+    sqlite(&served.path("x2"));
+    fs::write(served.path("x2-journal"), b"").unwrap();
+    fs::remove_file(served.path("x2-journal")).unwrap();
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Random operations on the mount and on a plain directory: the results and the trees must agree.
+//! `SEED=26 cargo test --test fuse_tree claim_to_be` replays one seed, `FIRST=100 SEEDS=50` explores.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -420,14 +421,16 @@ fn run(seed: u64, ops: usize, contents: Contents) {
     assert_eq!(backing.tree(), tree, "SEED={seed}: the plain files behind the mount");
 }
 
+/// `SEED=n` replays one run, `SEEDS=n` does that many beginning at `FIRST` (1 if it is not set). Without them the seeds
+/// are always the same.
 fn run_seeds(contents: Contents) {
-    if let Ok(seed) = std::env::var("SEED") {
-        run(seed.parse().unwrap(), 3000, contents);
+    let number = |name: &str| std::env::var(name).ok().and_then(|it| it.parse::<u64>().ok());
+    if let Some(seed) = number("SEED") {
+        run(seed, 3000, contents);
         return;
     }
-    let seeds: u64 = std::env::var("SEEDS").ok().and_then(|it| it.parse().ok()).unwrap_or(3);
-    let start = u64::from(std::process::id());
-    for seed in start..start + seeds {
+    let (first, seeds) = (number("FIRST").unwrap_or(1), number("SEEDS").unwrap_or(3));
+    for seed in first..first + seeds {
         run(seed, 1500, contents);
     }
 }
