@@ -14,8 +14,10 @@ Examples:
   weir verify app.db
   weir verify --json
 
-Reads every page, compares each with its stored sum and all together with the checksum of the position;
-on a replica, also with what the primary says of that position. Exit code 1 if anything differs.";
+Reads every page, compares each with its stored sum and all together with the checksum of the position; on
+a replica, also each with the primary's page at that position. Writers go on meanwhile. A replica's database
+that differs is quarantined, and the pages that differ are fetched from the primary. Exit code 1 if anything
+differs; a comparison with the primary that could not be made is named, and is no difference.";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -66,15 +68,21 @@ fn as_text(verified: &Verified) -> String {
     if !verified.ok && !verified.checksum && verified.pages > 0 {
         text += "; the pages' checksum is not the position's";
     }
-    if !verified.differing_pages.is_empty() {
-        let pages: Vec<_> = verified.differing_pages.iter().map(u32::to_string).collect();
-        text += &format!("; pages that differ from their sums: {}", pages.join(" "));
-    }
+    text += &pages("pages that differ from their sums", &verified.differing_pages);
     if let Some(primary) = &verified.primary {
-        text += &format!("; primary: {primary}");
+        text += &format!("; primary: {}", primary.result);
+        text += &pages("pages that differ from the primary's", &primary.differing_pages);
     }
     if let Some(note) = &verified.note {
         text += &format!("; {note}");
     }
     text
+}
+
+fn pages(what: &str, pages: &[u32]) -> String {
+    if pages.is_empty() {
+        return String::new();
+    }
+    let pages: Vec<_> = pages.iter().map(u32::to_string).collect();
+    format!("; {what}: {}", pages.join(" "))
 }

@@ -48,6 +48,7 @@ pub use snapshot::Snapshot;
 pub use state::Quarantine;
 pub use status::DatabaseStatus;
 pub use unlogged::WriterIs;
+pub use verify::Changed;
 
 use error::disk_error;
 use meta::Meta;

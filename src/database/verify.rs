@@ -1,59 +1,63 @@
-//! Compares the pages on disk with their sums.
+//! Which pages changed since a position, so that a copy can be compared with sums of another time.
 
-use std::os::unix::fs::FileExt as _;
+use std::collections::BTreeSet;
 
+use super::follow::LogRead;
 use super::requests::{database_size, read_or_zeros};
 use super::state::State;
 use super::{Database, OpError, disk_error};
-use crate::ltx;
-use crate::types::PageNo;
+use crate::ltx::{self, LtxFile};
+use crate::types::{PageNo, Pos};
+
+/// Bytes of log that are looked at together.
+const STEP_BYTES: usize = 4 << 20;
+
+/// What the transactions behind a position did to the pages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Changed {
+    /// Pages that were written; all of them if the size of pages changed.
+    pub pages: BTreeSet<PageNo>,
+    /// Pages behind this one were cut off, though there may be new ones.
+    pub kept: u32,
+    /// The position up to which this holds.
+    pub end: Pos,
+}
+
+impl Changed {
+    /// Whether a page may be another than it was.
+    #[must_use]
+    pub fn has(&self, page: PageNo) -> bool {
+        page.get() > self.kept || self.pages.contains(&page)
+    }
+}
 
 impl Database {
-    /// Pages from `first` on, up to `count`, whose content is not what the log says. Commits wait meanwhile, so
-    /// ask for a few hundred at a time. On a replica pages that are only in the WAL count as different: copy
-    /// the WAL back first.
+    /// What changed behind `after`; `None` if that is not in the log.
     ///
     /// # Errors
-    /// A file could not be read.
-    pub fn differing_pages(&self, first: PageNo, count: u32) -> Result<Vec<PageNo>, OpError> {
-        let name = self.name();
-        let path = self.shared.files.join(name.as_path());
-        let mut state = self.state.lock();
-        let State { tracked, wal, rollback, .. } = &mut *state;
-        let Some(tracked) = tracked.as_mut() else { return Err(OpError::NotTracked(name)) };
-        let (page_size, pages) = (tracked.page_size, tracked.pages);
-        let main = tracked.main(&self.shared, &name)?;
-        let wal_file = match name.with_suffix("-wal") {
-            Some(wal_name) if wal.captured() > 0 => {
-                let path = self.shared.files.join(wal_name.as_path());
-                super::requests::open_regular(&path, false)
-                    .map_err(disk_error("open WAL", &path))?
+    /// The log could not be read.
+    pub fn changed_since(&self, after: Pos) -> Result<Option<Changed>, OpError> {
+        if self.log_span(after)?.is_none() {
+            return Ok(None);
+        }
+        let end = self.position();
+        let mut changed = Changed { pages: BTreeSet::new(), kept: u32::MAX, end: after };
+        while changed.end.txid_raw() < end.txid_raw() {
+            let LogRead::Records(records) = self.read_log(changed.end, STEP_BYTES)? else {
+                return Ok(None);
+            };
+            if records.is_empty() {
+                return Ok(None);
             }
-            Some(_) | None => None,
-        };
-        let sums = &mut tracked.files(&self.shared)?.sums;
-        let open: std::collections::BTreeSet<PageNo> = rollback.pages().collect();
-        let mut differing = Vec::new();
-        let mut data = vec![0; page_size.bytes()];
-        let end = first.get().saturating_add(count).min(pages.saturating_add(1));
-        for page in (first.get()..end).filter_map(PageNo::new) {
-            if page == page_size.lock_page() || open.contains(&page) {
-                continue;
-            }
-            match (wal.frame_of(page), &wal_file) {
-                (Some(frame), Some(file)) => {
-                    let read = |at: u64, buffer: &mut [u8]| file.read_exact_at(buffer, at);
-                    wal.read_image(frame, &mut data, &read)
-                        .map_err(disk_error("read WAL", &path))?;
-                }
-                (Some(_) | None, _) => read_or_zeros(&main, page, page_size, &mut data)
-                    .map_err(disk_error("read database", &path))?,
-            }
-            if sums.get(page)? != Some(ltx::page_sum(page, &data)) {
-                differing.push(page);
+            for record in records {
+                let file = LtxFile::parse_trusted(&record.ltx)
+                    .map_err(|source| OpError::Decode { db: self.name(), source })?;
+                changed.kept = changed.kept.min(file.header().commit);
+                changed.pages.extend(file.entries().iter().map(|entry| entry.page));
+                changed.end = record.pos;
             }
         }
-        Ok(differing)
+        Ok(Some(changed))
     }
 
     /// Whether the database file holds what it held before the open transaction.

@@ -4,17 +4,17 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use super::admin::{AdminServer, Context};
+use super::admin::{AdminServer, Compare, Context};
 use super::drain::{self, Goal};
 use super::identity::Identity;
 use super::listen;
@@ -26,7 +26,7 @@ use crate::config::{self, Config};
 use crate::disk::clock;
 use crate::lease::{Assignment, StaticLease};
 use crate::mount::{Mount, MountOptions};
-use crate::replication::{Follower, FollowerOptions, Membership, ServeError, Server};
+use crate::replication::{Comparison, Follower, FollowerOptions, Membership, ServeError, Server};
 use crate::store::{Role, Store, StoreOptions};
 
 /// Threads for network and timers; everything that waits for a disk runs elsewhere.
@@ -190,12 +190,12 @@ impl Node {
             follower: self.follower.as_ref().map(Arc::downgrade).unwrap_or_default(),
             started,
         };
-        let reported = self.follower.as_ref().map(|follower| {
-            let follower = Arc::downgrade(follower);
-            Box::new(move |db| follower.upgrade().and_then(|follower| follower.reported(db))) as _
-        });
+        let compare = self
+            .follower
+            .as_ref()
+            .map(|follower| comparing(Arc::downgrade(follower), self.runtime().handle().clone()));
         let status = Box::new(move || reporter.status());
-        let context = Context { store: self.store.clone(), status, reported };
+        let context = Context { store: self.store.clone(), status, compare };
         let data = &self.config.node.data;
         let admin = AdminServer::start(data, context);
         let admin = admin.with_context(|| format!("listen on {}/admin.sock", data.display()))?;
@@ -350,6 +350,14 @@ impl Node {
             Err(error) => error!(%error, "stop serving replicas"),
         }
     }
+}
+
+/// How `weir verify` compares a replica with its primary.
+fn comparing(follower: Weak<Follower>, runtime: Handle) -> Compare {
+    Box::new(move |db, pos, sums| {
+        let Some(follower) = follower.upgrade() else { return Ok(Comparison::NotConnected) };
+        Ok(runtime.block_on(follower.compare(db, pos, sums))?)
+    })
 }
 
 /// The identity as replication needs it.

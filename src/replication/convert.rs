@@ -17,7 +17,7 @@ use super::limits::{
 };
 use super::message::{
     Ack, Beat, Caller, CopyState, FetchBegin, FetchChunk, FetchRequest, FollowEvent, FollowRequest,
-    Record, Welcome,
+    Record, SumsChunk, SumsRequest, Welcome,
 };
 use super::pb;
 use crate::types::{Checksum, ClusterId, DbId, DbName, Epoch, NodeId, PageNo, PageSize, Pos, Txid};
@@ -421,6 +421,72 @@ impl From<FetchChunk> for pb::FetchChunk {
             }),
             FetchChunk::Data(data) => Chunk::Data(pb::Data { data }),
             FetchChunk::Done { pos } => Chunk::Done(pb::Done { position: Some(pos.into()) }),
+        };
+        Self { chunk: Some(chunk) }
+    }
+}
+
+// ---- Sums ----
+
+impl TryFrom<pb::SumsRequest> for SumsRequest {
+    type Error = Malformed;
+
+    fn try_from(raw: pb::SumsRequest) -> Result<Self, Malformed> {
+        Ok(Self {
+            caller: caller(raw.caller)?,
+            db: DbId::new(raw.database),
+            pos: position("the follower's position", raw.position)?,
+        })
+    }
+}
+
+impl From<SumsRequest> for pb::SumsRequest {
+    fn from(request: SumsRequest) -> Self {
+        Self {
+            caller: Some(request.caller.into()),
+            database: request.db.get(),
+            position: Some(request.pos.into()),
+        }
+    }
+}
+
+impl TryFrom<pb::SumsChunk> for SumsChunk {
+    type Error = Malformed;
+
+    fn try_from(raw: pb::SumsChunk) -> Result<Self, Malformed> {
+        use pb::sums_chunk::Chunk;
+        Ok(match present("a chunk of sums", raw.chunk)? {
+            Chunk::Sums(raw) => Self::Sums {
+                first: page_no("the first page of sums", raw.first_page)?,
+                sums: sums(&raw.sums)?,
+            },
+            Chunk::Changed(raw) => {
+                bounded("the changed pages", raw.pages.len(), SUMS_PER_MESSAGE as usize)?;
+                let page = |raw: u32| page_no("a changed page", raw);
+                let pages = raw.pages.into_iter().map(page).collect::<Result<_, _>>()?;
+                Self::Changed { pages, kept: raw.kept }
+            }
+            Chunk::Done(raw) => Self::Done { pos: position("the position of sums", raw.position)? },
+            Chunk::Gone(raw) => Self::Gone { pos: position("the position of sums", raw.position)? },
+        })
+    }
+}
+
+impl From<SumsChunk> for pb::SumsChunk {
+    fn from(chunk: SumsChunk) -> Self {
+        use pb::sums_chunk::Chunk;
+        let chunk = match chunk {
+            SumsChunk::Sums { first, sums } => Chunk::Sums(pb::Sums {
+                first_page: first.get(),
+                sums: sums.iter().flat_map(|sum| sum.get().to_be_bytes()).collect(),
+                last: false,
+            }),
+            SumsChunk::Changed { pages, kept } => {
+                let pages = pages.into_iter().map(PageNo::get).collect();
+                Chunk::Changed(pb::Changed { pages, kept })
+            }
+            SumsChunk::Done { pos } => Chunk::Done(pb::Done { position: Some(pos.into()) }),
+            SumsChunk::Gone { pos } => Chunk::Gone(pb::Done { position: Some(pos.into()) }),
         };
         Self { chunk: Some(chunk) }
     }

@@ -47,6 +47,11 @@ impl Levels {
         }
     }
 
+    /// How many databases the primary has reported.
+    pub(crate) fn len(&self) -> usize {
+        self.targets.len()
+    }
+
     /// The primary no longer has a database.
     pub(crate) fn gone(&mut self, db: DbId) {
         for target in self.targets.remove(&db).unwrap_or_default() {

@@ -105,6 +105,27 @@ pub(crate) struct FetchBegin {
     pub(crate) resume: Option<CopyState>,
 }
 
+/// Asks for the sums of a database's pages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct SumsRequest {
+    pub(crate) caller: Caller,
+    pub(crate) db: DbId,
+    pub(crate) pos: Pos,
+}
+
+/// What the primary says of a database's pages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum SumsChunk {
+    /// Consecutive pages.
+    Sums { first: PageNo, sums: Vec<Checksum> },
+    /// What changed since the follower's position: these, and all behind `kept`.
+    Changed { pages: Vec<PageNo>, kept: u32 },
+    /// That was all.
+    Done { pos: Pos },
+    /// The follower's position is not in the log.
+    Gone { pos: Pos },
+}
+
 /// What a follower says on a Fetch.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum FetchRequest {

@@ -39,7 +39,9 @@ mod schedule;
 mod view;
 
 pub use error::{Reason, Refusal};
-pub use follower::{CopyProgress, Follower, FollowerOptions, FollowingStatus, Link};
+pub use follower::{
+    CompareError, Comparison, CopyProgress, Follower, FollowerOptions, FollowingStatus, Link,
+};
 pub use limits::PROTOCOL;
 pub use membership::{Join, Membership};
 pub use primary::{FollowerDatabase, FollowerStatus, Lag, ServeError, Server};

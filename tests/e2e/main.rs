@@ -29,3 +29,4 @@ mod scale;
 mod shapes;
 mod smoke;
 mod tools;
+mod verify;

@@ -86,26 +86,6 @@ fn fuse_import_refuses_what_is_not_a_sound_database() {
 }
 
 #[test]
-fn fuse_verify_finds_a_changed_byte() {
-    let cluster = Cluster::with(Options { nodes: 2, errors_expected: true, ..Options::default() });
-    sqlite3_ok(
-        &cluster.path("x.db"),
-        "CREATE TABLE t(a); INSERT INTO t VALUES (randomblob(20000));",
-    );
-    cluster.converge("x.db");
-    for node in &cluster.nodes {
-        let output = node.weir(&["verify"]);
-        assert!(output.status.success(), "{}", text(&output));
-    }
-    let backing =
-        std::fs::File::options().write(true).open(cluster.nodes[1].backing("x.db")).unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&backing, b"!", 9000).unwrap();
-    let output = cluster.nodes[1].weir(&["verify", "x.db"]);
-    assert!(!output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("x.db"), "{}", text(&output));
-}
-
-#[test]
 fn fuse_a_second_daemon_is_told_who_holds_the_data() {
     let cluster = Cluster::start(1);
     let output = cluster.primary().weir(&["mount"]);

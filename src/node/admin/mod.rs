@@ -19,7 +19,7 @@ use super::status::Status;
 use crate::types::{DbName, NameError};
 
 pub use client::{AdminError, Client};
-pub(super) use server::{AdminServer, Context};
+pub(super) use server::{AdminServer, Compare, Context};
 
 /// Bytes of a request at most.
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
@@ -112,10 +112,21 @@ pub struct Verified {
     pub checksum: bool,
     /// Pages that differ from the stored page sums, the first hundred.
     pub differing_pages: Vec<u32>,
-    /// `equal`, `differs`, or why it was not compared with the primary; `null` on the primary.
-    pub primary: Option<String>,
-    /// What else to know.
+    /// On a replica: the comparison with the primary.
+    pub primary: Option<VerifiedPrimary>,
+    /// What else to know, or to do.
     pub note: Option<String>,
+}
+
+/// What the comparison of one database with the primary found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VerifiedPrimary {
+    /// Whether the sums of all pages were compared at the position.
+    pub compared: bool,
+    /// Pages that are not what they are on the primary, the first hundred.
+    pub differing_pages: Vec<u32>,
+    /// What was found, or why it was not compared.
+    pub result: String,
 }
 
 /// A database's name on the wire: text, or bytes if it is not UTF-8.

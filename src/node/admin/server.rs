@@ -16,8 +16,9 @@ use tracing::{debug, warn};
 
 use super::{REQUEST_BYTES_MAX, Reply, Request, SOCKET, address, export, verify};
 use crate::node::status::Status;
+use crate::replication::Comparison;
 use crate::store::Store;
-use crate::types::{DbId, Pos};
+use crate::types::{Checksum, DbId, Pos};
 
 /// How long a client may take to say what it wants.
 const REQUEST_WAIT: Duration = Duration::from_secs(30);
@@ -36,8 +37,8 @@ pub(in crate::node) struct Context {
     pub(in crate::node) store: Arc<Store>,
     /// The node's state.
     pub(in crate::node) status: Box<dyn Fn() -> Status + Send + Sync>,
-    /// On a replica: where the primary last said a database is.
-    pub(in crate::node) reported: Option<Reported>,
+    /// On a replica: compares with the primary.
+    pub(in crate::node) compare: Option<Compare>,
 }
 
 impl std::fmt::Debug for Context {
@@ -46,8 +47,9 @@ impl std::fmt::Debug for Context {
     }
 }
 
-/// Where the primary last said a database is; `None` while it is not known.
-pub(in crate::node) type Reported = Box<dyn Fn(DbId) -> Option<Pos> + Send + Sync>;
+/// Compares the sums of all pages of a database at a position with the primary's. Blocks.
+pub(in crate::node) type Compare =
+    Box<dyn Fn(DbId, Pos, &[Checksum]) -> anyhow::Result<Comparison> + Send + Sync>;
 
 /// One message of an answer.
 pub(super) struct Message {

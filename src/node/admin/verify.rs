@@ -1,26 +1,25 @@
-//! Compares a database's pages with its stored page sums and its position.
+//! Compares a database's pages with its stored page sums, with its position, and on a replica with the primary.
+//!
+//! Everything is compared at one position, the one at which the copy of the pages is complete. Writers go on: pages that
+//! changed since are left out of the comparison page by page, the checksum over all of them is compared in any case.
 
-use std::thread;
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use anyhow::Context as _;
 
-use super::server::{Answer, Context, Reported};
-use super::{CHUNK_BYTES, Reply, Verified, WireName, export};
+use super::server::{Answer, Compare, Context};
+use super::{CHUNK_BYTES, Reply, Verified, VerifiedPrimary, WireName, export};
 use crate::database::Database;
-use crate::disk::clock;
 use crate::ltx::LtxFile;
 use crate::node::image::ImageSums;
+use crate::replication::Comparison;
+use crate::store::Store;
 use crate::types::{Checksum, PageNo, Pos};
 
 /// Pages that are named when they differ.
 const NAMED_MAX: usize = 100;
 /// Page sums that are asked for at once.
 const SUMS_STEP: u32 = 16 << 10;
-
-/// How long the primary's and this node's position may take to be the same transaction.
-const PRIMARY_WAIT: Duration = Duration::from_secs(3);
-const PRIMARY_POLL: Duration = Duration::from_millis(20);
 
 /// Sends the whole answer.
 pub(super) fn verify(
@@ -38,7 +37,7 @@ pub(super) fn verify(
         }
     };
     for db in databases {
-        match verify_one(&db, context.reported.as_ref(), answer) {
+        match verify_one(&db, store, context.compare.as_ref(), answer) {
             Ok(verified) => answer.line(Reply::Verified(verified))?,
             Err(error) if error.is::<super::server::ClientGone>() => return Err(error),
             Err(error) => answer.line(Reply::Verified(Verified {
@@ -59,53 +58,107 @@ pub(super) fn verify(
 
 fn verify_one(
     db: &Database,
-    reported: Option<&Reported>,
+    store: &Store,
+    compare: Option<&Compare>,
     answer: &Answer,
 ) -> anyhow::Result<Verified> {
+    let quarantined_before = db.quarantined().is_some();
+    // On a replica, what readers would find in the file and not in the WAL is to be compared.
+    store.checkpoint(db);
     let (image, pos) = copy(db, answer)?;
     let checksum = image.total() == pos.checksum;
-    let (differing, note) = compare_sums(db, &image, pos)?;
-    let primary = reported.map(|reported| compare_with_primary(db, reported));
+    let mut differing = differing_from_sums(db, &image)?;
+    // Asked last, so that whatever changed while the sums were read is among it.
+    let changed = db.changed_since(pos)?;
+    let changed = changed.context("the database was replaced meanwhile: try again")?;
+    differing.retain(|page| !changed.has(*page));
+    let primary = compare.map(|compare| compare_with_primary(db, compare, &image, pos));
     let is_like_primary = primary.as_ref().is_none_or(|(is_like, _)| *is_like);
+    let ok = checksum && differing.is_empty() && is_like_primary;
+    let mut notes = Vec::new();
+    let written = changed.pages.len();
+    if written > 0 {
+        notes.push(format!(
+            "{written} pages were written meanwhile and not compared singly, but the checksum covers them"
+        ));
+    }
+    if !ok {
+        notes.push(remedy(db, compare.is_some(), quarantined_before));
+    }
     Ok(Verified {
         name: db.name().to_string(),
         position: pos.to_string(),
         pages: u32::try_from(image.pages().len()).unwrap_or(u32::MAX),
-        ok: checksum && differing.is_empty() && is_like_primary,
+        ok,
         checksum,
-        differing_pages: differing,
-        primary: primary.map(|(_, text)| text),
-        note,
+        differing_pages: named(&differing),
+        primary: primary.map(|(_, found)| found),
+        note: (!notes.is_empty()).then(|| notes.join("; ")),
     })
 }
 
-/// Compares this node's position with what the primary's beats say: the same transaction must have the
-/// same checksum over all pages. Returns whether nothing speaks against it, and the words for it.
-fn compare_with_primary(db: &Database, reported: &Reported) -> (bool, String) {
-    let Some(id) = db.id() else { return (true, "not compared: no longer a database".to_owned()) };
-    let deadline = clock::boottime() + PRIMARY_WAIT;
-    loop {
-        let (ours, theirs) = (db.position(), reported(id));
-        match theirs {
-            Some(theirs) if theirs.txid == ours.txid && theirs.checksum == ours.checksum => {
-                return (true, format!("equal at {ours}"));
-            }
-            Some(theirs) if theirs.txid == ours.txid => {
-                return (
-                    false,
-                    format!("differs: this node is at {ours}, the primary at {theirs}"),
-                );
-            }
-            None if clock::boottime() >= deadline => {
-                return (true, "not compared: the primary says nothing of it".to_owned());
-            }
-            Some(theirs) if clock::boottime() >= deadline => {
-                let text = format!("not compared: this node is at {ours}, the primary at {theirs}");
-                return (true, text);
-            }
-            Some(_) | None => thread::park_timeout(PRIMARY_POLL),
-        }
+/// Does what can be done about a database that is damaged, and says so.
+fn remedy(db: &Database, is_replica: bool, quarantined_before: bool) -> String {
+    if !is_replica {
+        return "if a replica is sound, `weir export` it there and `weir import --force` it here"
+            .to_owned();
     }
+    if !quarantined_before {
+        db.quarantine(
+            "`weir verify` found pages that differ: a fresh copy from the primary is needed",
+            true,
+        );
+    }
+    "quarantined: the pages that differ are fetched from the primary".to_owned()
+}
+
+/// Whether nothing speaks against being what the primary has, and what was found.
+fn compare_with_primary(
+    db: &Database,
+    compare: &Compare,
+    image: &ImageSums,
+    pos: Pos,
+) -> (bool, VerifiedPrimary) {
+    let found = match db.id() {
+        Some(id) => compare(id, pos, image.pages()),
+        None => Err(anyhow::anyhow!("no longer a database")),
+    };
+    let not_compared = |why: String| VerifiedPrimary {
+        compared: false,
+        differing_pages: Vec::new(),
+        result: format!("not compared: {why}"),
+    };
+    match found {
+        Ok(Comparison::Compared { differing, changed }) => {
+            let result = match (differing.is_empty(), changed) {
+                (false, _) => "differs".to_owned(),
+                (true, 0) => "equal".to_owned(),
+                (true, changed) => format!("equal, but for {changed} pages that changed meanwhile"),
+            };
+            let is_like = differing.is_empty();
+            let found =
+                VerifiedPrimary { compared: true, differing_pages: named(&differing), result };
+            (is_like, found)
+        }
+        Ok(Comparison::Gone(theirs))
+            if theirs.txid == pos.txid && theirs.checksum != pos.checksum =>
+        {
+            let text = format!("differs: this node is at {pos}, the primary at {theirs}");
+            (false, VerifiedPrimary { compared: true, differing_pages: Vec::new(), result: text })
+        }
+        Ok(Comparison::Gone(theirs)) => {
+            let why = format!("the primary is at {theirs}, and {pos} is not in its log");
+            (true, not_compared(why))
+        }
+        Ok(Comparison::NotConnected) => {
+            (true, not_compared("there is no connection to the primary".to_owned()))
+        }
+        Err(error) => (true, not_compared(format!("{error:#}"))),
+    }
+}
+
+fn named(pages: &BTreeSet<PageNo>) -> Vec<u32> {
+    pages.iter().take(NAMED_MAX).map(|page| page.get()).collect()
 }
 
 /// Reads the whole database at one position.
@@ -134,35 +187,19 @@ fn copy(db: &Database, answer: &Answer) -> anyhow::Result<(ImageSums, Pos)> {
     Ok((image, record.pos))
 }
 
-/// Pages whose stored sum is not that of their content. Writers go on meanwhile: what was read counts
-/// only if the position is still the same afterwards.
-fn compare_sums(
-    db: &Database,
-    image: &ImageSums,
-    pos: Pos,
-) -> anyhow::Result<(Vec<u32>, Option<String>)> {
-    let mut differing = Vec::new();
-    let mut next = 1u32;
-    let pages = u32::try_from(image.pages().len()).unwrap_or(u32::MAX);
-    while next <= pages && differing.len() < NAMED_MAX {
-        let first = PageNo::new(next).expect("BUG: pages count from 1");
-        let count = SUMS_STEP.min(pages - next + 1);
-        let stored = db.page_sums(first, count)?;
-        for (index, found) in
-            image.pages()[next as usize - 1..].iter().take(count as usize).enumerate()
-        {
-            let stored = stored.get(index).copied().unwrap_or(Checksum::EMPTY);
-            if *found != stored && *found != Checksum::EMPTY {
-                differing.push(next + u32::try_from(index).unwrap_or(0));
+/// Pages whose stored sum is not that of their content.
+fn differing_from_sums(db: &Database, image: &ImageSums) -> anyhow::Result<BTreeSet<PageNo>> {
+    let mut differing = BTreeSet::new();
+    for (part, first) in
+        image.pages().chunks(SUMS_STEP as usize).zip((1..).step_by(SUMS_STEP as usize))
+    {
+        let stored =
+            db.page_sums(PageNo::new(first).context("BUG: pages count from 1")?, SUMS_STEP)?;
+        for (index, (page, found)) in (first..).zip(part).enumerate() {
+            if *found != stored.get(index).copied().unwrap_or(Checksum::EMPTY) {
+                differing.extend(PageNo::new(page));
             }
         }
-        next = next.saturating_add(count);
     }
-    differing.truncate(NAMED_MAX);
-    if db.position() == pos {
-        return Ok((differing, None));
-    }
-    let note =
-        "the database was written meanwhile: the checksum was compared, single page sums were not";
-    Ok((Vec::new(), Some(note.to_owned())))
+    Ok(differing)
 }

@@ -39,6 +39,12 @@ fn decode_everything(bytes: &[u8]) {
     if let Ok(raw) = pb::FetchChunk::decode(bytes) {
         drop(FetchChunk::try_from(raw));
     }
+    if let Ok(raw) = pb::SumsRequest::decode(bytes) {
+        drop(SumsRequest::try_from(raw));
+    }
+    if let Ok(raw) = pb::SumsChunk::decode(bytes) {
+        drop(SumsChunk::try_from(raw));
+    }
     drop(refusal(&Status::with_details(Code::Unknown, "x", bytes.to_vec().into())));
 }
 
@@ -52,6 +58,12 @@ fn check_request(request: &FollowRequest) {
     let bytes = pb::FollowRequest::from(request.clone()).encode_to_vec();
     let back = FollowRequest::try_from(pb::FollowRequest::decode(&*bytes).unwrap()).unwrap();
     assert_eq!(&back, request);
+}
+
+fn check_sums(chunk: &SumsChunk) {
+    let bytes = pb::SumsChunk::from(chunk.clone()).encode_to_vec();
+    let back = SumsChunk::try_from(pb::SumsChunk::decode(&*bytes).unwrap()).unwrap();
+    assert_eq!(&back, chunk);
 }
 
 fn check_fetch(request: &FetchRequest) {
@@ -138,6 +150,10 @@ proptest! {
             first: PageNo::FIRST, data: bytes.into(), next: PageNo::new(2).unwrap(),
         });
         check_chunk(&FetchChunk::Done { pos });
+        check_sums(&SumsChunk::Sums { first: PageNo::FIRST, sums: vec![pos.checksum] });
+        check_sums(&SumsChunk::Changed { pages: vec![PageNo::FIRST], kept: run });
+        check_sums(&SumsChunk::Done { pos });
+        check_sums(&SumsChunk::Gone { pos });
     }
 }
 

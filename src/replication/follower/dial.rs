@@ -14,8 +14,9 @@ use crate::replication::limits::{
     PING_TIMEOUT, STREAM_WINDOW,
 };
 use crate::replication::message::{
-    Beat, Caller, FetchChunk, FetchRequest, FollowEvent, FollowRequest,
+    Beat, Caller, FetchChunk, FetchRequest, FollowEvent, FollowRequest, SumsChunk, SumsRequest,
 };
+use crate::replication::pb;
 use crate::replication::pb::replication_client::ReplicationClient;
 
 type Client = ReplicationClient<Channel>;
@@ -77,6 +78,18 @@ impl Primary {
         let mut client = self.control.clone();
         within(HELLO_TIMEOUT, async {
             Ok(convert::incoming(client.heartbeat(request).await?.into_inner()))
+        })
+        .await
+    }
+
+    pub(crate) async fn sums(
+        &self,
+        request: SumsRequest,
+    ) -> Result<Incoming<SumsChunk>, LinkError> {
+        let mut client = self.bulk.clone();
+        within(HELLO_TIMEOUT, async {
+            let request = pb::SumsRequest::from(request);
+            Ok(convert::incoming(client.sums(request).await?.into_inner()))
         })
         .await
     }

@@ -5,6 +5,7 @@
 //! Not here: applying (`store` does that when `receive` has put a transaction into the log).
 
 mod acks;
+mod compare;
 mod dial;
 mod fetch;
 mod image;
@@ -26,13 +27,16 @@ use super::backoff::{exponential, jittered};
 use super::error::{LinkError, Refusal};
 use super::limits::{BACKOFF_MAX, BACKOFF_MIN, REFUSED_PAUSE};
 use super::membership::Membership;
+use super::message::SumsRequest;
 use crate::disk::clock;
 use crate::store::Store;
-use crate::types::{DbId, Epoch, NodeId, Pos};
+use crate::types::{Checksum, DbId, Epoch, NodeId, Pos};
 use acks::Acks;
+use dial::Primary;
 use fetch::Claims;
 use lanes::Lanes;
 
+pub use compare::{CompareError, Comparison};
 pub use fetch::CopyProgress;
 
 /// How to follow.
@@ -87,8 +91,8 @@ struct Shared {
     catalog: Mutex<()>,
     epoch: Mutex<Epoch>,
     level_at: Mutex<Option<Duration>>,
-    /// Where the primary's beats said its databases are; empty while not connected.
-    reported: Mutex<HashMap<DbId, Pos>>,
+    /// The connection, and its session's number; `None` while there is none.
+    peer: Mutex<Option<(Primary, u64)>>,
     link: Mutex<(Option<Link>, Option<String>)>,
 }
 
@@ -150,7 +154,7 @@ impl Follower {
             catalog: Mutex::new(()),
             epoch: Mutex::new(epoch.unwrap_or(Epoch::ZERO)),
             level_at: Mutex::default(),
-            reported: Mutex::default(),
+            peer: Mutex::default(),
             link: Mutex::default(),
         });
         let (stop, stopped) = watch::channel(false);
@@ -171,10 +175,20 @@ impl Follower {
         }
     }
 
-    /// Where the primary last said a database is; `None` while not connected or if it has no such database.
-    #[must_use]
-    pub fn reported(&self, db: DbId) -> Option<Pos> {
-        self.shared.reported.lock().get(&db).copied()
+    /// Compares a database with the primary's, by the sums of all its pages at a position.
+    ///
+    /// # Errors
+    /// The primary does not answer.
+    pub async fn compare(
+        &self,
+        db: DbId,
+        pos: Pos,
+        sums: &[Checksum],
+    ) -> Result<Comparison, CompareError> {
+        let peer = self.shared.peer.lock().clone();
+        let Some((primary, session)) = peer else { return Ok(Comparison::NotConnected) };
+        let request = SumsRequest { caller: self.shared.me.caller(session), db, pos };
+        Ok(compare::compare(&primary, request, sums).await?)
     }
 
     /// Ends the connection; what was received is taken into the logs, what was being taken is finished.
@@ -209,7 +223,7 @@ async fn keep_following(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>)
             _ = stopped.wait_for(|stopped| *stopped) => return,
         };
         let was_connected = shared.link.lock().0.take().is_some();
-        shared.reported.lock().clear();
+        *shared.peer.lock() = None;
         if was_connected || clock::boottime().saturating_sub(began) > BACKOFF_MAX {
             failures = 0;
         }

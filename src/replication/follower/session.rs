@@ -95,6 +95,7 @@ async fn try_follow(
         epoch: welcome.epoch,
         since_ms: clock::wall_ms(),
     });
+    *shared.peer.lock() = Some((primary.clone(), id));
     let wanted = catalog(&mut events).await?;
     reconcile(shared, wanted).await?;
     let databases = store.databases();
@@ -306,18 +307,16 @@ async fn take_beats(
             let mut levels = levels.lock();
             for (db, pos) in beat.databases {
                 levels.reported(db, pos);
-                shared.reported.lock().insert(db, pos);
                 if let Some(database) = shared.store.by_id(db) {
                     levels.applied(db, database.applied());
                 }
             }
-            let count = shared.reported.lock().len();
+            let count = levels.len();
             if count > DATABASES_MAX {
                 return Err(Malformed::TooMany { what: "a beat", count, max: DATABASES_MAX }.into());
             }
             for db in beat.gone {
                 levels.gone(db);
-                shared.reported.lock().remove(&db);
             }
             if beat.more {
                 continue;

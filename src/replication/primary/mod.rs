@@ -10,6 +10,7 @@ mod peers;
 mod service;
 mod source;
 mod status;
+mod sums;
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -14,6 +14,7 @@ use super::incoming::Connection;
 use super::live::{Live, positions};
 use super::peers::{Peer, Peers};
 use super::source::Source;
+use super::sums::SumsSource;
 use crate::disk::clock;
 use crate::replication::convert::{self, Incoming, Outgoing};
 use crate::replication::error::{LinkError, Malformed, Reason, Refusal};
@@ -21,12 +22,13 @@ use crate::replication::limits::{CHUNKS_QUEUED, EVENTS_QUEUED, FETCHES_SERVED_MA
 use crate::replication::link::receive;
 use crate::replication::membership::Membership;
 use crate::replication::message::{
-    Beat, Caller, FetchBegin, FetchChunk, FetchRequest, FollowEvent, FollowRequest,
+    Beat, Caller, FetchChunk, FetchRequest, FollowEvent, FollowRequest, SumsChunk, SumsRequest,
 };
 use crate::replication::pb;
 use crate::replication::pb::replication_server::Replication;
 use crate::replication::view::Filter;
 use crate::store::{Role, Store};
+use crate::types::DbId;
 
 /// What all streams share.
 #[derive(Debug)]
@@ -108,12 +110,8 @@ impl Service {
         };
         self.me.admit(&begin.caller, &self.store.role())?;
         let peer = self.peers.of_session(&begin.caller)?;
-        let db = self.wanted(&peer, &begin)?;
-        let ticket = Ticket(Arc::clone(&self.fetches));
-        if self.fetches.fetch_add(1, Ordering::Relaxed) >= FETCHES_SERVED_MAX {
-            let message = format!("{FETCHES_SERVED_MAX} fetches are being served");
-            return Err(Refusal::new(Reason::Busy, message).into());
-        }
+        let db = self.wanted(&peer, begin.db)?;
+        let ticket = self.ticket()?;
         let (out, chunks) = mpsc::channel(CHUNKS_QUEUED);
         let source = Source { store: Arc::clone(&self.store), db, out };
         self.spawn(async move {
@@ -126,15 +124,38 @@ impl Service {
         Ok(chunks)
     }
 
-    fn wanted(
+    fn begin_sums(
         &self,
-        peer: &Peer,
-        begin: &FetchBegin,
-    ) -> Result<Arc<crate::database::Database>, Refusal> {
-        let db = self.store.by_id(begin.db).filter(|db| peer.filter.wants(&db.name()));
-        db.ok_or_else(|| {
-            Refusal::new(Reason::NoDatabase, format!("there is no database {}", begin.db))
-        })
+        request: SumsRequest,
+    ) -> Result<mpsc::Receiver<Result<SumsChunk, LinkError>>, Refusal> {
+        self.me.admit(&request.caller, &self.store.role())?;
+        let peer = self.peers.of_session(&request.caller)?;
+        let db = self.wanted(&peer, request.db)?;
+        let ticket = self.ticket()?;
+        let (out, chunks) = mpsc::channel(CHUNKS_QUEUED);
+        self.spawn(async move {
+            let _ticket = ticket;
+            tokio::select! {
+                _ = peer.ended() => (),
+                () = SumsSource { db, out }.run(request) => (),
+            }
+        });
+        Ok(chunks)
+    }
+
+    /// A place among the fetches that are served.
+    fn ticket(&self) -> Result<Ticket, Refusal> {
+        let ticket = Ticket(Arc::clone(&self.fetches));
+        if self.fetches.fetch_add(1, Ordering::Relaxed) >= FETCHES_SERVED_MAX {
+            let message = format!("{FETCHES_SERVED_MAX} fetches are being served");
+            return Err(Refusal::new(Reason::Busy, message));
+        }
+        Ok(ticket)
+    }
+
+    fn wanted(&self, peer: &Peer, db: DbId) -> Result<Arc<crate::database::Database>, Refusal> {
+        let found = self.store.by_id(db).filter(|db| peer.filter.wants(&db.name()));
+        found.ok_or_else(|| Refusal::new(Reason::NoDatabase, format!("there is no database {db}")))
     }
 }
 
@@ -147,6 +168,7 @@ impl Replication for Handle {
     type FollowStream = Outgoing<pb::FollowEvent>;
     type HeartbeatStream = Outgoing<pb::Beat>;
     type FetchStream = Outgoing<pb::FetchChunk>;
+    type SumsStream = Outgoing<pb::SumsChunk>;
 
     async fn follow(
         &self,
@@ -174,6 +196,15 @@ impl Replication for Handle {
     ) -> Result<Response<Self::FetchStream>, Status> {
         let requests = convert::incoming(request.into_inner());
         let chunks = self.0.begin_fetch(requests).await?;
+        Ok(Response::new(convert::outgoing(chunks)))
+    }
+
+    async fn sums(
+        &self,
+        request: Request<pb::SumsRequest>,
+    ) -> Result<Response<Self::SumsStream>, Status> {
+        let request = SumsRequest::try_from(request.into_inner()).map_err(Refusal::from)?;
+        let chunks = self.0.begin_sums(request)?;
         Ok(Response::new(convert::outgoing(chunks)))
     }
 }

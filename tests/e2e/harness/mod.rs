@@ -6,7 +6,7 @@ mod shim;
 mod sql;
 mod worker;
 
-pub(crate) use cluster::{Cluster, Options, is_mounted, signal};
+pub(crate) use cluster::{Cluster, Node, Options, is_mounted, signal};
 pub(crate) use image::Image;
 pub(crate) use shim::shim;
 pub(crate) use sql::{sqlite3, sqlite3_ok};

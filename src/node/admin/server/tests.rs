@@ -41,7 +41,7 @@ fn context(data: &Path) -> Context {
     Context {
         store: Store::open(options).unwrap(),
         status: Box::new(move || status.clone()),
-        reported: None,
+        compare: None,
     }
 }
 
