@@ -193,6 +193,30 @@ impl MainFile {
         Ok(DatabaseHeader::parse(&bytes[..filled]).ok())
     }
 
+    /// Sees to it that connections find another change counter than `before`, or a change that did not move it would
+    /// leave them with the pages they have. The daemon shows what is written here, and keeps the file as it is.
+    pub(super) fn move_counter(
+        &self,
+        before: &DatabaseHeader,
+        path: &Path,
+    ) -> Result<(), ClientError> {
+        let Some(now) = self.header(path)? else { return Ok(()) };
+        let steps = now.change_counter.wrapping_sub(before.change_counter);
+        // In WAL mode the counter means nothing, and whoever could have pages would hold a lock.
+        if (1..1 << 31).contains(&steps) || (before.is_wal() && now.is_wal()) {
+            return Ok(());
+        }
+        let counter = before.change_counter.wrapping_add(1).to_be_bytes();
+        let mut places = vec![DatabaseHeader::COUNTER_AT];
+        if now.version_valid_for == now.change_counter {
+            places.push(DatabaseHeader::VALID_FOR_AT);
+        }
+        places.into_iter().try_for_each(|place| {
+            let written = self.file.write_all_at(&counter, place.start as u64);
+            written.map_err(at("write", path))
+        })
+    }
+
     pub(super) fn len(&self, path: &Path) -> Result<u64, ClientError> {
         Ok(self.file.metadata().map_err(at("stat", path))?.len())
     }

@@ -247,8 +247,12 @@ impl Session {
         if self.torn {
             self.main.forget_len();
         }
+        let before = self.main.header(&self.paths.main)?;
         self.torn = true;
         rollback::write_pages(change, &mut self.main, &self.paths)?;
+        if let Some(before) = before {
+            self.main.move_counter(&before, &self.paths.main)?;
+        }
         self.torn = false;
         let header = self.main.header(&self.paths.main)?;
         if let Some(header) = header.filter(|header| self.fenced && header.is_wal()) {

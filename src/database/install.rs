@@ -74,7 +74,12 @@ impl Database {
         let dir = Tracked::log_dir(&self.shared, tracked.id);
         tracked.meta.save(&dir).map_err(disk_error("write meta", &dir))?;
         state.is_installing = true;
-        Ok(state.open_by_application > 0)
+        let is_used = state.open_by_application > 0;
+        if !is_used {
+            // Another file takes the name, and nobody has pages of this one.
+            self.shown.clear();
+        }
+        Ok(is_used)
     }
 
     /// The replacement is over, whether it worked or not.

@@ -10,6 +10,7 @@
 
 mod apply;
 mod commit;
+mod counter;
 mod error;
 mod follow;
 mod idle;
@@ -97,6 +98,8 @@ pub struct Database {
     state: Mutex<State>,
     /// Signalled when no transaction is open in the database file itself.
     quiet: Condvar,
+    /// The change counter that readers see, if it is not the file's.
+    shown: counter::Shown,
     /// The positions at the end of the log and of what readers see.
     positions: watch::Sender<Positions>,
 }
@@ -179,6 +182,7 @@ impl Database {
             id: RwLock::new(id),
             state: Mutex::new(state),
             quiet: Condvar::new(),
+            shown: counter::Shown::default(),
             positions,
         })
     }

@@ -111,8 +111,14 @@ impl Database {
                 self.check_replica_write(&state, role, offset, data)?;
             }
             if role == FileRole::Main {
+                if self.is_for_show(origin, offset, data) {
+                    return Ok(());
+                }
                 self.before_checkpoint_write(&mut state)?;
                 state.touch(offset, data.len());
+                if offset == 0 {
+                    self.shown.clear();
+                }
             }
             return put();
         }
@@ -124,6 +130,9 @@ impl Database {
             FileRole::Main => {
                 self.before_main_write(&mut state)?;
                 put()?;
+                if offset == 0 {
+                    self.shown.clear();
+                }
                 self.wrote_main(&mut state, offset, data);
                 Ok(())
             }

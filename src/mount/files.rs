@@ -239,7 +239,10 @@ impl Tree {
     ) -> Result<usize, RequestError> {
         match self.handles.get(fh).ok_or(RequestError::BadHandle)? {
             Open::File(handle) => {
-                read_full(&handle.file, offset, buffer).map_err(RequestError::backing("read file"))
+                let filled = read_full(&handle.file, offset, buffer)
+                    .map_err(RequestError::backing("read file"))?;
+                handle.db.show_counter(handle.role, offset, &mut buffer[..filled]);
+                Ok(filled)
             }
             Open::Special(handle) => Ok(self.read_special(&handle, offset, buffer)),
             Open::Directory(_) => Err(RequestError::BadHandle),

@@ -10,6 +10,8 @@
 //! ```
 //! Source: SQLite file format, section 1.3.
 
+use std::ops::Range;
+
 use super::be::get_u32;
 use crate::types::PageSize;
 
@@ -74,6 +76,11 @@ pub struct DatabaseHeader {
 }
 
 impl DatabaseHeader {
+    /// Where the change counter is.
+    pub const COUNTER_AT: Range<usize> = CHANGE_COUNTER..CHANGE_COUNTER + 4;
+    /// Where the change counter's second copy is.
+    pub const VALID_FOR_AT: Range<usize> = VERSION_VALID_FOR..VERSION_VALID_FOR + 4;
+
     /// The first bytes of every database.
     pub const MAGIC: &'static [u8; 16] = b"SQLite format 3\0";
     /// Length of the header in bytes.

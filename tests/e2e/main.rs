@@ -24,6 +24,7 @@ mod foreign;
 mod journal_modes;
 mod model;
 mod names;
+mod readers;
 mod replica;
 mod scale;
 mod shapes;
