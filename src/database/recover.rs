@@ -138,10 +138,7 @@ impl Database {
         let state = State { tracked: Some(tracked), applied: pos, ..State::default() };
         let db = Self::with_state(shared, name, Some(id), state);
         if installing {
-            db.quarantine(
-                "a crash interrupted its replacement by a fresh copy from the primary",
-                true,
-            );
+            db.quarantine("its replacement by a fresh copy from the primary was interrupted", true);
             return Ok(Recovered::Database(db));
         }
         let recovered = match (clean, log_is_damaged, owner) {

@@ -26,6 +26,7 @@ mod model;
 mod names;
 mod readers;
 mod replica;
+mod reseed;
 mod scale;
 mod shapes;
 mod smoke;
