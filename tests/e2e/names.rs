@@ -68,7 +68,7 @@ fn fuse_databases_deep_in_the_tree() {
 
 /// Makes a database that says who it is.
 fn make(cluster: &Cluster, db: &str, who: &str) {
-    let mode = if who.len() % 2 == 0 { "wal" } else { "delete" };
+    let mode = if who.len().is_multiple_of(2) { "wal" } else { "delete" };
     let setup = format!(
         "PRAGMA journal_mode={mode}; CREATE TABLE who(a); INSERT INTO who VALUES ('{who}');"
     );
