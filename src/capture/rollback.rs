@@ -80,6 +80,12 @@ impl RollbackCapture {
         self.dirty.is_empty() && !self.resized
     }
 
+    /// Whether a page was written.
+    #[must_use]
+    pub fn is_written(&self, page: PageNo) -> bool {
+        self.dirty.contains(&page.get())
+    }
+
     /// The written pages, ascending.
     pub fn pages(&self) -> impl Iterator<Item = PageNo> + '_ {
         self.dirty.iter().filter_map(|page| PageNo::new(*page))

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::io;
 
+use super::mend::{Before, StandIns, mend};
 use super::state::Tracked;
 use super::{OpError, Shared};
 use crate::disk::{clock, fault};
@@ -38,6 +39,8 @@ pub(super) struct Transaction<'a> {
     pub(super) pages: Vec<PageNo>,
     /// Fills in a page's image after the transaction.
     pub(super) image: &'a mut dyn FnMut(PageNo, &mut [u8]) -> io::Result<()>,
+    /// Fills in a page as it was before the transaction, for a sum that was lost; `None` if that is not to be had.
+    pub(super) before: Option<Before<'a>>,
     pub(super) wal: Option<WalSpan>,
     /// Leave out pages whose image is what it was.
     pub(super) skip_unchanged: bool,
@@ -99,8 +102,16 @@ fn prepare_with(
     transaction: Transaction<'_>,
 ) -> Result<Option<Prepared>, OpError> {
     let Scratch { compressor, buffer, page: page_buffer } = scratch;
-    let Transaction { page_size, commit, pages, image, wal, skip_unchanged, knows_nothing } =
-        transaction;
+    let Transaction {
+        page_size,
+        commit,
+        pages,
+        image,
+        before: image_before,
+        wal,
+        skip_unchanged,
+        knows_nothing,
+    } = transaction;
     let resets_sums = knows_nothing || (tracked.pages > 0 && page_size != tracked.page_size);
     let before = if resets_sums { 0 } else { tracked.pages };
     let pos = tracked.pos;
@@ -122,7 +133,7 @@ fn prepare_with(
         wal: wal.map_or_else(WalSource::default, |span| wal_source(span, page_size)),
         node_id: shared.node,
     };
-    let files = tracked.files(shared)?;
+    let mut old_sums = OldSums { shared, name, before: image_before, stand_ins: None };
     let mut sums = Vec::with_capacity(pages.len());
     let mut encoder =
         Encoder::begin(compressor, &mut *buffer, &header).map_err(encode_error(name))?;
@@ -130,8 +141,7 @@ fn prepare_with(
         image(page, page_buffer).map_err(super::disk_error("read page", name.as_path()))?;
         let sum = ltx::page_sum(page, page_buffer);
         if page.get() <= before {
-            let old = files.sums.get(page)?;
-            let old = old.ok_or_else(|| OpError::SumUnknown { db: name.clone(), page })?;
+            let old = old_sums.get(tracked, page)?;
             if skip_unchanged && old == sum {
                 continue;
             }
@@ -141,7 +151,12 @@ fn prepare_with(
         encoder.page(page, page_buffer).map_err(encode_error(name))?;
         sums.push((page, sum));
     }
-    checksum = without_cut_pages(files, name, checksum, commit, before, page_size)?;
+    // Removes the sums of the pages that a shrinking database lost.
+    for page in (commit + 1..=before).filter_map(PageNo::new) {
+        if page != page_size.lock_page() {
+            checksum = checksum.toggle(old_sums.get(tracked, page)?);
+        }
+    }
     if skip_unchanged && sums.is_empty() && commit == before && !resets_sums {
         return Ok(None);
     }
@@ -162,27 +177,35 @@ fn prepare_with(
             .map_err(|_| OpError::TooLarge { db: name.clone(), bytes: buffer.len() as u64 })?,
     };
     fault::fail("log-append").map_err(super::disk_error("append to log", &shared.logs))?;
-    files.log.append(&info, buffer)?;
+    tracked.files(shared)?.log.append(&info, buffer)?;
     Ok(Some(Prepared { info, sums, resets_sums }))
 }
 
-/// Removes the sums of the pages a shrinking database lost.
-fn without_cut_pages(
-    files: &mut super::state::Files,
-    name: &DbName,
-    mut checksum: Checksum,
-    commit: u32,
-    before: u32,
-    page_size: PageSize,
-) -> Result<Checksum, OpError> {
-    for page in (commit + 1..=before).filter_map(PageNo::new) {
-        if page != page_size.lock_page() {
-            let old = files.sums.get(page)?;
-            checksum =
-                checksum.toggle(old.ok_or_else(|| OpError::SumUnknown { db: name.clone(), page })?);
+/// The sums before the transaction, mended when one is lost.
+struct OldSums<'a, 'b> {
+    shared: &'a Shared,
+    name: &'a DbName,
+    before: Option<Before<'b>>,
+    stand_ins: Option<StandIns>,
+}
+
+impl OldSums<'_, '_> {
+    fn get(&mut self, tracked: &mut Tracked, page: PageNo) -> Result<Checksum, OpError> {
+        if let Some(sum) = tracked.files(self.shared)?.sums.get(page)? {
+            return Ok(sum);
         }
+        let unknown = || OpError::SumUnknown { db: self.name.clone(), page };
+        let stand_ins = match (&self.stand_ins, self.before.as_deref_mut()) {
+            (Some(stand_ins), _) => stand_ins,
+            (None, None) => return Err(unknown()),
+            (None, Some(before)) => {
+                let stand_ins = mend(tracked, self.shared, self.name, before)?;
+                self.stand_ins.insert(stand_ins)
+            }
+        };
+        let mended = tracked.files(self.shared)?.sums.get(page)?;
+        mended.or_else(|| stand_ins.get(&page).copied()).ok_or_else(unknown)
     }
-    Ok(checksum)
 }
 
 /// The transaction's last bytes are in the file: it is the position now.

@@ -34,6 +34,20 @@ pub enum OpError {
         /// The page.
         page: PageNo,
     },
+    /// Page sums were lost, and what the file holds in their place is not what the log says.
+    #[error(
+        "{db}: the disk has changed a page between {first} and {last}: their sums were lost, and computed anew they do \
+         not give the checksum of the log's last transaction. Stop the daemon, put a good copy of the file in its \
+         place (a replica has one) and start it again"
+    )]
+    PagesContradict {
+        /// The database.
+        db: DbName,
+        /// First page without a sum.
+        first: PageNo,
+        /// Last page without a sum.
+        last: PageNo,
+    },
     /// A change set could not be made.
     #[error("{db}: encode change set")]
     Encode {
@@ -89,9 +103,19 @@ pub enum OpError {
     /// The file of a replica was written while the daemon did not run.
     #[error("{0}: somebody changed it while the daemon did not run")]
     ChangedOffline(DbName),
-    /// Durable records of the log are damaged.
-    #[error("{0}: records of its log that were durable are damaged: the disk is at fault")]
-    LogIsDamaged(DbName),
+    /// The log ends before what had been said to be durable.
+    #[error(
+        "{path}: the log ends at transaction {}, but {promised} had been durable: the disk, or somebody, lost a part of \
+         it. The database file is as it was", found.txid_raw()
+    )]
+    LogLost {
+        /// Directory of the log.
+        path: PathBuf,
+        /// A transaction that it once reached.
+        promised: u64,
+        /// Where it ends now.
+        found: Pos,
+    },
     /// Something did not happen in time.
     #[error("{db}: {step}: not within {seconds} s")]
     Timeout {
@@ -138,10 +162,11 @@ impl OpError {
             Self::Timeout { .. } => libc::EAGAIN,
             Self::NotTracked(_)
             | Self::HeaderIsGone(_)
-            | Self::LogIsDamaged(_)
+            | Self::LogLost { .. }
             | Self::ChangedOffline(_)
             | Self::Sums(_)
             | Self::SumUnknown { .. }
+            | Self::PagesContradict { .. }
             | Self::Encode { .. }
             | Self::Decode { .. }
             | Self::Merge { .. }

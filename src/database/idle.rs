@@ -28,6 +28,11 @@ impl Database {
     /// # Errors
     /// The disk refused; recovery begins where it would have.
     pub fn write_back(&self) -> Result<(), OpError> {
+        self.write_back_if(false)
+    }
+
+    /// As [`Database::write_back`]; `always` if what is noted may be wrong.
+    pub(super) fn write_back_if(&self, always: bool) -> Result<(), OpError> {
         let name = self.name();
         let path = self.shared.files.join(name.as_path());
         let (main, syncer, target, wal_salts, writes) = {
@@ -41,7 +46,7 @@ impl Database {
             let is_current =
                 tracked.meta.wal_salts.is_none() || tracked.meta.wal_salts == wal_salts;
             let is_done = target.txid_raw() <= tracked.meta.durable_txid;
-            if is_done && is_current && !clears_unlogged {
+            if !always && is_done && is_current && !clears_unlogged {
                 return Ok(());
             }
             let main = tracked.main(&self.shared, &name)?;

@@ -178,6 +178,7 @@ impl Database {
         tracked.backfilled = if is_in_the_file { image.pos } else { Pos::ZERO };
         tracked.meta.installing = !is_in_the_file;
         tracked.meta.unlogged = false;
+        tracked.meta.lost_from_txid = 0;
         tracked.meta.durable_txid = tracked.backfilled.txid_raw();
         tracked.meta.clean = None;
         let main = tracked.main(&self.shared, &name)?;
@@ -200,19 +201,19 @@ impl Database {
     /// The sums could not be read, or one is not known.
     pub fn page_sums(&self, first: PageNo, count: u32) -> Result<Vec<Checksum>, OpError> {
         let name = self.name();
-        let mut state = self.state.lock();
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
         let Some(tracked) = state.tracked.as_mut() else { return Err(OpError::NotTracked(name)) };
         let (page_size, pages) = (tracked.page_size, tracked.pages);
-        let sums = &mut tracked.files(&self.shared)?.sums;
         let end = first.get().saturating_add(count).min(pages.saturating_add(1));
-        (first.get()..end)
-            .filter_map(PageNo::new)
-            .map(|page| {
-                if page == page_size.lock_page() {
-                    return Ok(Checksum::EMPTY);
-                }
-                sums.get(page)?.ok_or_else(|| OpError::SumUnknown { db: name.clone(), page })
-            })
-            .collect()
+        let mut found = Vec::with_capacity(count.min(pages) as usize);
+        for page in (first.get()..end).filter_map(PageNo::new) {
+            found.push(if page == page_size.lock_page() {
+                Checksum::EMPTY
+            } else {
+                self.sum_of(state, page)?
+            });
+        }
+        Ok(found)
     }
 }

@@ -35,6 +35,9 @@ pub(crate) struct Meta {
     /// crash only a comparison of all pages tells.
     #[serde(default)]
     pub(crate) unlogged: bool,
+    /// Records up to this transaction were durable and are gone: a later log must not hide it. 0 = none.
+    #[serde(default)]
+    pub(crate) lost_from_txid: u64,
     /// The daemon stopped in an orderly way: nothing to recover while the file still looks like this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) clean: Option<Clean>,
@@ -86,6 +89,7 @@ impl Meta {
             file: None,
             installing: false,
             unlogged: false,
+            lost_from_txid: 0,
             clean: None,
         }
     }
@@ -98,6 +102,12 @@ impl Meta {
     /// Whether a file is another than the one noted.
     pub(crate) fn is_for_another_than(&self, metadata: &std::fs::Metadata) -> bool {
         self.file.is_some_and(|file| file != FileIdentity::of(metadata))
+    }
+
+    /// The transaction that the log must reach.
+    pub(crate) fn promised_txid(&self) -> u64 {
+        let clean = self.clean.map_or(0, |clean| clean.txid);
+        self.durable_txid.max(clean).max(self.lost_from_txid)
     }
 
     pub(crate) fn rename(&mut self, to: &DbName) {

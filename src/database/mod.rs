@@ -15,6 +15,7 @@ mod error;
 mod follow;
 mod idle;
 mod install;
+mod mend;
 mod meta;
 mod offline;
 mod receive;

@@ -18,6 +18,9 @@ const PENDING_BYTES_MAX: usize = 8 << 20;
 /// Why a replica needs a fresh copy after its disk refused to keep the log.
 const LOG_FAILED: &str = "the disk failed to keep its log: a fresh copy from the primary is needed";
 
+/// Why a replica needs a fresh copy when page sums are lost: what is not applied yet is in no file.
+const SUMS_LOST: &str = "its page sums were lost: a fresh copy from the primary is needed";
+
 /// A received change set, decoded.
 struct Received {
     info: RecordInfo,
@@ -82,7 +85,13 @@ impl Database {
         let Received { info, pages, sums, before } = received;
         let name = self.name();
         let tracked = state.tracked.as_mut().expect("BUG: checked by receive");
-        let actual = checksum_after(tracked, self, &info, &sums)?;
+        let actual = match checksum_after(tracked, self, &info, &sums) {
+            Err(error @ OpError::SumUnknown { .. }) => {
+                state.quarantine(SUMS_LOST, true);
+                return Err(error.into());
+            }
+            actual => actual?,
+        };
         if actual != info.post {
             let error = ReceiveError::ChecksumMismatch { db: name, promised: info.post, actual };
             state.quarantine(&format!("{error}: a fresh copy from the primary is needed"), true);

@@ -92,13 +92,21 @@ impl Database {
             Ok(log) => log,
             Err(error) => return Ok(Recovered::Database(damaged(shared, id, name, meta, &error))),
         };
-        let mut log_is_damaged = false;
-        if let Some(cut) = log.cut() {
-            warn!(db = %name, ?cut, "cut a damaged tail off the log");
-            log_is_damaged = cut.was_durable;
-        }
         let pos = log.position();
         let sums = PageSums::open(&sums_path(&dir));
+        let as_of = sums.as_ref().map_or(0, |sums| sums.as_of().txid_raw());
+        let cut_to = log.cut().map(|cut| {
+            warn!(db = %name, ?cut, "cut a damaged tail off the log");
+            if cut.was_durable { pos.txid_raw() + 1 } else { 0 }
+        });
+        let promised = meta.promised_txid().max(as_of).max(cut_to.unwrap_or(0));
+        let lacks_redo = log.base().txid_raw() > meta.durable_txid;
+        if !meta.installing && (pos.txid_raw() < promised || lacks_redo) {
+            meta.lost_from_txid = promised.max(log.base().txid_raw());
+            meta.save(&dir).map_err(disk_error("write meta", &dir))?;
+            let error = OpError::LogLost { path: dir, promised: meta.lost_from_txid, found: pos };
+            return Ok(Recovered::Database(damaged(shared, id, name, meta, &error)));
+        }
         let last = log.last();
         let (page_size, pages) = match (&last, &sums) {
             (Some(last), _) => (last.page_size, last.commit),
@@ -141,12 +149,7 @@ impl Database {
             db.quarantine("its replacement by a fresh copy from the primary was interrupted", true);
             return Ok(Recovered::Database(db));
         }
-        let recovered = match (clean, log_is_damaged, owner) {
-            (_, true, WalOwner::Daemon) => Err(OpError::LogIsDamaged(db.name())),
-            (_, true, WalOwner::Applications) => db.recover_without_log(),
-            (true, false, _) => Ok(()),
-            (false, false, _) => db.recover_files(owner, changed_offline),
-        };
+        let recovered = if clean { Ok(()) } else { db.recover_files(owner, changed_offline) };
         if let Err(error) = recovered {
             let reseed = owner == WalOwner::Daemon;
             let is_full = error.is_disk_full() && !reseed;
@@ -261,8 +264,8 @@ impl Database {
         Ok(())
     }
 
-    /// Recovers as SQLite would, from the file, its journal and its WAL alone, because durable records of the log are
-    /// damaged or somebody else wrote the file. What differs from the rest of the log becomes a new transaction.
+    /// Recovers as SQLite would, from the file, its journal and its WAL alone, because somebody else wrote the file.
+    /// What differs from the rest of the log becomes a new transaction.
     fn recover_without_log(&self) -> Result<(), OpError> {
         let main = self.shared.files.join(self.name().as_path());
         let mut guard = self.state.lock();
@@ -321,6 +324,7 @@ impl Database {
             commit,
             pages,
             image: &mut image,
+            before: None,
             wal: None,
             skip_unchanged: true,
             knows_nothing: false,
@@ -541,13 +545,12 @@ impl Database {
         let dir = {
             let mut state = self.state.lock();
             let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
-            // Whatever the number was: sums and file are at the end of the log now.
-            tracked.meta.durable_txid = 0;
             tracked.meta.unlogged = false;
             tracked.meta.wal_salts = None;
             Tracked::log_dir(&self.shared, tracked.id)
         };
-        self.write_back()?;
+        // Whatever is noted: sums and file are at the end of the log now.
+        self.write_back_if(true)?;
         let mut state = self.state.lock();
         let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
         tracked.meta.rename_is_done();
@@ -588,7 +591,7 @@ fn damaged(
     let dir = Tracked::log_dir(shared, id);
     db.quarantine(
         &format!(
-            "its log cannot be opened: {}. Remove {} while the daemon is stopped to begin a new history",
+            "{}. If the database itself is as it should be, remove {} while the daemon is stopped: a new history begins with it",
             Chain(error),
             dir.display()
         ),
@@ -672,7 +675,7 @@ pub(super) fn companion(main: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Fills the buffer as far as the file goes.
-fn read_up_to(file: &File, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) fn read_up_to(file: &File, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], at + filled as u64) {

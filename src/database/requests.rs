@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use super::commit::{self, Prepared, Transaction};
+use super::mend::JournalledPages;
 use super::state::State;
 use super::{Database, Event, FileRole, OpError, OpenOutcome, Origin, disk_error};
 use crate::disk::fault;
@@ -389,7 +390,7 @@ impl Database {
             return Ok(None);
         };
         self.track(state, page_size)?;
-        let State { tracked, rollback, foreign_writer, .. } = state;
+        let State { tracked, rollback, foreign_writer, .. } = &mut *state;
         let tracked = tracked.as_mut().expect("BUG: just tracked");
         let all = *foreign_writer || page_size != tracked.page_size;
         let pages = if all {
@@ -399,27 +400,51 @@ impl Database {
         };
         let mut image =
             |page: PageNo, buffer: &mut [u8]| read_or_zeros(&file, page, page_size, buffer);
+        let mut journal = None;
+        let mut before = |page: PageNo, buffer: &mut [u8]| {
+            if journal.is_none() {
+                journal = Some(JournalledPages::read(&path, page_size)?);
+            }
+            match &journal {
+                Some(journal) if journal.fill(page, buffer)? => Ok(true),
+                // Free pages are written without being journalled.
+                _ if rollback.is_written(page) => Ok(false),
+                _ => read_or_zeros(&file, page, page_size, buffer).map(|()| true),
+            }
+        };
         let transaction = Transaction {
             page_size,
             commit,
             pages,
             image: &mut image,
+            // All pages may have changed then, without a journal.
+            before: if all { None } else { Some(&mut before) },
             wal: None,
             skip_unchanged: true,
             knows_nothing: false,
         };
-        commit::prepare(tracked, &self.shared, &name, transaction)
+        match commit::prepare(tracked, &self.shared, &name, transaction) {
+            Err(OpError::SumUnknown { .. }) if all => self.prepare_everything(state),
+            result => self.refuse_damage(state, result),
+        }
     }
 
     /// Logs the whole file as one transaction because nothing is known about what changed.
     pub(super) fn take_everything(&self, state: &mut State) -> Result<(), OpError> {
+        if let Some(prepared) = self.prepare_everything(state)? {
+            self.finish(state, prepared);
+        }
+        Ok(())
+    }
+
+    fn prepare_everything(&self, state: &mut State) -> Result<Option<Prepared>, OpError> {
         let name = self.name();
-        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(None) };
         let file = tracked.main(&self.shared, &name)?;
         let Some((page_size, commit)) =
             database_size(&file).map_err(disk_error("read header", name.as_path()))?
         else {
-            return Ok(());
+            return Ok(None);
         };
         let mut image =
             |page: PageNo, buffer: &mut [u8]| read_or_zeros(&file, page, page_size, buffer);
@@ -428,14 +453,12 @@ impl Database {
             commit,
             pages: Vec::new(),
             image: &mut image,
+            before: None,
             wal: None,
             skip_unchanged: false,
             knows_nothing: true,
         };
-        if let Some(prepared) = commit::prepare(tracked, &self.shared, &name, transaction)? {
-            self.finish(state, prepared);
-        }
-        Ok(())
+        commit::prepare(tracked, &self.shared, &name, transaction)
     }
 
     /// Logs what was written to the database file outside a journal, and notes that it is.

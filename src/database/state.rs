@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+use tracing::warn;
 
 use super::meta::Meta;
 use super::requests::open_regular;
@@ -13,7 +14,7 @@ use super::snapshot::Touched;
 use super::{OpError, Shared, disk_error};
 use crate::capture::{RollbackCapture, WalCapture};
 use crate::client::Change;
-use crate::log::{Log, LogReader, LogSync, PageSums};
+use crate::log::{Log, LogReader, LogSync, PageSums, SumsError};
 use crate::types::{DbId, DbName, PageNo, PageSize, Pos};
 
 /// State of one database.
@@ -111,7 +112,17 @@ impl Tracked {
                 self.meta.save(&dir).map_err(disk_error("write meta", &dir))?;
             }
             let log = Log::open(&dir, shared.log)?;
-            let sums = PageSums::open(&sums_path(&dir))?;
+            if log.position() != self.pos {
+                let found = log.position();
+                return Err(OpError::LogLost { path: dir, promised: self.pos.txid_raw(), found });
+            }
+            let path = sums_path(&dir);
+            let sums = PageSums::open(&path).or_else(|error| {
+                warn!(%error, "the page sums are lost: computed anew when a transaction needs them");
+                let mut sums = PageSums::create(&path, self.page_size)?;
+                sums.truncate(self.pages);
+                Ok::<_, SumsError>(sums)
+            })?;
             self.files = Some(Files::new(log, sums));
         }
         Ok(self.files.as_mut().expect("BUG: files were just opened"))

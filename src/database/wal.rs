@@ -96,7 +96,7 @@ impl Database {
             return Ok(None);
         };
         self.track(state, page_size)?;
-        let State { tracked, wal, .. } = state;
+        let State { tracked, wal, .. } = &mut *state;
         let tracked = tracked.as_mut().expect("BUG: just tracked");
         let main = tracked.main(&self.shared, &name)?;
         let mut pages: Vec<PageNo> = commit.pages.iter().map(|(page, _)| *page).collect();
@@ -123,11 +123,21 @@ impl Database {
                 None => read_or_zeros(&main, page, page_size, buffer),
             }
         };
+        let mut before = |page: PageNo, buffer: &mut [u8]| {
+            match wal.frame_of(page) {
+                Some(frame) => wal.read_image(frame, buffer, &|at, buffer: &mut [u8]| {
+                    file.read_exact_at(buffer, at)
+                })?,
+                None => read_or_zeros(&main, page, page_size, buffer)?,
+            }
+            Ok(true)
+        };
         let transaction = Transaction {
             page_size,
             commit: commit.commit,
             pages,
             image: &mut image,
+            before: Some(&mut before),
             wal: Some(WalSpan {
                 salts: salt_pair(salts),
                 start_frame: commit.start_frame,
@@ -136,7 +146,8 @@ impl Database {
             skip_unchanged: false,
             knows_nothing: false,
         };
-        commit::prepare(tracked, &self.shared, &name, transaction)
+        let result = commit::prepare(tracked, &self.shared, &name, transaction);
+        self.refuse_damage(state, result)
     }
 
     pub(super) fn has_wal_file(&self) -> bool {

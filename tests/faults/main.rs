@@ -24,6 +24,7 @@ mod harness;
 
 mod crashes;
 mod full_disk;
+mod lost;
 mod offline;
 mod points;
 mod power;
