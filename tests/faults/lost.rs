@@ -158,7 +158,7 @@ fn fuse_a_log_that_lost_durable_records_is_found_at_the_start() {
             }
         }),
         ("removed", |segments| {
-            segments.iter().for_each(|segment| fs::remove_file(segment).unwrap())
+            segments.iter().for_each(|segment| fs::remove_file(segment).unwrap());
         }),
     ];
     for mode in ["wal", "delete"] {
