@@ -14,7 +14,8 @@ Examples:
   WEIR_NODE_NAME=b weir config check
 
 Every key can be set in the environment: [node] name is WEIR_NODE_NAME, [lease] peers is
-WEIR_LEASE_PEERS=a=http://a:7400,b=http://b:7400. Values in the file may use ${VAR} and ${VAR:-default}.";
+WEIR_LEASE_PEERS=a=http://a:7400,b=http://b:7400.
+Values in the file may use ${VAR} and ${VAR:-default}.";
 
 #[derive(clap::Subcommand, Debug)]
 pub(crate) enum Command {

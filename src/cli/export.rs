@@ -92,6 +92,9 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 fn check_target(file: &Path, force: bool) -> anyhow::Result<()> {
     match fs::symlink_metadata(file) {
         Ok(found) if found.is_dir() => bail!("{} is a directory; name a file", file.display()),
+        Ok(found) if !found.is_file() && !found.is_symlink() => {
+            bail!("{} is not a regular file; `-` writes to standard output", file.display())
+        }
         Ok(_) if !force => bail!("{} exists; --force replaces it", file.display()),
         Ok(_) | Err(_) => {}
     }

@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use super::export::{database_name, with_suffix};
 use super::{Global, output};
 use crate::config::Config;
 use crate::node::admin::Client;
+use crate::sqlite::DatabaseHeader;
 use crate::types::DbName;
 
 const EXAMPLES: &str = "\
@@ -25,8 +27,8 @@ Examples:
   weir import ./app.db tenants/7.db
   weir import ./app.db app.db --force        replace all content in one transaction
 
-FILE is checked with PRAGMA integrity_check first; a WAL beside it counts. Connections that have DB open
-go on and see the new content.";
+FILE is checked with PRAGMA integrity_check first; a WAL beside it counts.
+Connections that have DB open go on and see the new content.";
 
 /// Pages that one step copies.
 const STEP_PAGES: i32 = 1024;
@@ -63,6 +65,11 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     let wait = Duration::from_secs(args.busy_timeout.into());
     let pages = match fs::symlink_metadata(&target) {
         Ok(found) if !found.is_file() => bail!("{} is not a regular file", target.display()),
+        Ok(found) if found.len() > 0 && !has_header(&target) => {
+            bail!(
+                "{name} is there and is no SQLite database; remove it first, or choose another name"
+            )
+        }
         Ok(found) if found.len() > 0 && !args.force => {
             bail!("{name} exists; --force replaces its content")
         }
@@ -75,6 +82,13 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
         position(&config, &name)
     ))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a file begins as a SQLite database does.
+fn has_header(path: &Path) -> bool {
+    let mut first = [0; DatabaseHeader::MAGIC.len()];
+    let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut first));
+    read.is_ok() && first == *DatabaseHeader::MAGIC
 }
 
 /// Opens the source without changing it, and checks it.

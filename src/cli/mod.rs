@@ -144,4 +144,17 @@ mod tests {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn help_that_is_broken_into_lines_by_hand_fits() {
+        use clap::CommandFactory as _;
+        let mut todo = vec![Cli::command()];
+        while let Some(command) = todo.pop() {
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in text.lines() {
+                assert!(line.chars().count() <= 98, "{}: {line}", command.get_name());
+            }
+            todo.extend(command.get_subcommands().cloned());
+        }
+    }
 }

@@ -14,10 +14,11 @@ Examples:
   weir verify app.db
   weir verify --json
 
-Reads every page, compares each with its stored sum and all together with the checksum of the position; on
-a replica, also each with the primary's page at that position. Writers go on meanwhile. A replica's database
-that differs is quarantined, and the pages that differ are fetched from the primary. Exit code 1 if anything
-differs; a comparison with the primary that could not be made is named, and is no difference.";
+Compares every page with its stored sum, and all together with the checksum of the position;
+on a replica, also each page with the primary's at that position. Writers go on meanwhile.
+A replica's database that differs is quarantined, and the pages that differ are fetched from
+the primary. Exit code 1 if anything differs; a comparison with the primary that could not be
+made is named, and is no difference.";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]

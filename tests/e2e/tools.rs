@@ -86,6 +86,32 @@ fn fuse_import_refuses_what_is_not_a_sound_database() {
 }
 
 #[test]
+fn fuse_export_and_import_replace_nothing_that_is_no_database() {
+    let cluster = Cluster::start(2);
+    sqlite3_ok(&cluster.path("x.db"), "CREATE TABLE t(a); INSERT INTO t VALUES (1);");
+    cluster.converge("x.db");
+    let good = cluster.outside().join("good.db");
+    sqlite3_ok(&good, "CREATE TABLE t(a);");
+    std::fs::write(cluster.path("notes.txt"), "notes").unwrap();
+    let refused = |node: &crate::harness::Node, args: &[&str], why: &str| {
+        let output = node.weir(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {}", text(&output));
+        assert!(text(&output).contains(why), "{args:?}: {}", text(&output));
+    };
+    let primary = cluster.primary();
+    refused(primary, &["export", "--force", "x.db", "/dev/null"], "not a regular file");
+    refused(primary, &["export", "x.db", good.to_str().unwrap()], "--force");
+    refused(primary, &["export", "notes.txt", "-"], "no such database");
+    let good = good.to_str().unwrap();
+    for name in ["notes.txt", "x.db-pos", ".lag"] {
+        refused(primary, &["import", "--force", good, name], "no SQLite database");
+    }
+    refused(&cluster.replicas()[0], &["import", good, "y.db"], "import on the primary");
+    assert_eq!(std::fs::read_to_string(cluster.path("notes.txt")).unwrap(), "notes");
+    cluster.converge("x.db");
+}
+
+#[test]
 fn fuse_a_second_daemon_is_told_who_holds_the_data() {
     let cluster = Cluster::start(1);
     let output = cluster.primary().weir(&["mount"]);
