@@ -122,6 +122,8 @@ impl<'a> Readers<'a> {
     /// Nobody writes: every node shows what its files hold, to old connections and to new ones.
     fn all_show_the_same(&mut self) -> u64 {
         let db = self.db;
+        // A writer that was killed may have left a hot journal: whoever reads first rolls it back.
+        sqlite3_ok(&self.cluster.path(db), "SELECT n FROM counter;");
         self.cluster.level(db);
         let copy = self.cluster.outside().join("copy.db");
         let mut seen = Vec::new();
