@@ -98,3 +98,41 @@ fn config_check_tells_where_each_value_comes_from() {
         "{text}"
     );
 }
+
+#[test]
+fn what_the_readme_says_to_type_works() {
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (_, rest) = readme.split_once("```toml\n").expect("a configuration");
+    let (config, _) = rest.split_once("```").unwrap();
+    std::fs::write(dir.path().join("weir.toml"), config).unwrap();
+    let output = weir(dir.path(), &["config", "check"], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    // The same file serves on the other node.
+    let output = weir(dir.path(), &["config", "check"], &[("WEIR_NODE_NAME", "b")]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let mut commands = 0;
+    for piece in readme.split(['`', '\n']) {
+        let piece = piece.trim_start_matches("$ ");
+        let Some(words) =
+            piece.strip_prefix("weir ").or_else(|| piece.split("cargo run --release -- ").nth(1))
+        else {
+            continue;
+        };
+        let words: Vec<&str> = words
+            .split_whitespace()
+            .take_while(|word| *word != "#")
+            .map(|word| word.trim_matches(['[', ']']))
+            .filter(|word| {
+                !word.is_empty()
+                    && (word.starts_with('-') || word.chars().all(|c| c.is_ascii_lowercase()))
+            })
+            .chain(["--help"])
+            .collect();
+        let output = weir(dir.path(), &words, &[]);
+        assert_eq!(output.status.code(), Some(0), "{piece}: {words:?}: {}", stderr(&output));
+        commands += 1;
+    }
+    assert!(commands > 10, "only {commands} commands found");
+}
