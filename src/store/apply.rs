@@ -153,6 +153,14 @@ impl Store {
             return;
         }
         let at = db.applied();
+        if !self.has_wal(db) {
+            // There is nothing to copy, and opening it would make a WAL.
+            if db.applied() == at {
+                db.checkpointed(at);
+            }
+            return;
+        }
+        self.used_through_mount(id);
         if let Ok(Answer::State(state)) = client.call(id, Request::Checkpoint { name: db.name() })
             && FileState::is_written_back(&state)
             && db.applied() == at
