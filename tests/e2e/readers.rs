@@ -232,3 +232,59 @@ fn fuse_readers_on_a_replica_see_the_commit_of_a_writer_that_never_heard_of_it()
     drop((readers, keeper));
     cluster.converge(db);
 }
+
+#[test]
+fn fuse_readers_that_come_and_go_on_a_replica_see_one_state_after_another() {
+    // Between two of them the daemon closes what nobody uses, and writes in place until somebody comes.
+    let seed = seed();
+    let mut rng = rng(seed);
+    let cluster = Cluster::with(Options { nodes: 2, seconds_max: 900, ..Options::default() });
+    let replica = &cluster.replicas()[0];
+    let dbs: Vec<String> = (0..6).map(|n| format!("{n}-{}.db", ["wal", "delete"][n % 2])).collect();
+    let mut writers = Worker::spawn();
+    let mut readers = Worker::spawn();
+    for (n, db) in (0..).zip(&dbs) {
+        writers.open(n, &cluster.path(db)).unwrap();
+        let mode = if n % 2 == 0 { "wal" } else { "delete" };
+        let pragmas = "PRAGMA synchronous=OFF; PRAGMA wal_autocheckpoint=30";
+        writers.run_on(n, &format!("PRAGMA journal_mode={mode}; {pragmas}; {ACCOUNTS}")).unwrap();
+    }
+    dbs.iter().for_each(|db| drop(cluster.level(db)));
+    let mut seen = vec![0; dbs.len()];
+    let mut written = vec![0; dbs.len()];
+    let pause = std::time::Duration::from_secs(6);
+    for phase in 0..env_number("WEIR_TEST_ROUNDS", 1) * 3 {
+        // Two have readers, the others are closed after a while.
+        let active = [rng.random_range(0..dbs.len()), rng.random_range(0..dbs.len())];
+        let start = std::time::Instant::now();
+        let mut step = 0;
+        while step < 120 || (phase % 3 == 2 && start.elapsed() < pause) {
+            step += 1;
+            let which = rng.random_range(0..dbs.len());
+            for _ in 0..rng.random_range(0..4) {
+                writers.run_on(u32::try_from(which).unwrap(), MOVE).unwrap();
+                written[which] += 1;
+            }
+            let which = active[step % 2];
+            let db = &dbs[which];
+            readers.open(0, &replica.path(db)).unwrap();
+            if rng.random_bool(0.5) {
+                readers.ok("PRAGMA mmap_size=100000000");
+            }
+            for _ in 0..rng.random_range(1..3) {
+                let now = look(&mut readers, db);
+                assert!(now >= seen[which], "{db}: seed {seed}: from {} to {now}", seen[which]);
+                seen[which] = now;
+            }
+            if rng.random_bool(0.2) {
+                // What is there when a reader comes is what it sees.
+                cluster.level(db);
+                seen[which] = look(&mut readers, db);
+                assert_eq!(seen[which], written[which], "{db}: seed {seed}: it stays behind");
+            }
+            readers.close(0);
+        }
+    }
+    drop((writers, readers));
+    dbs.iter().for_each(|db| drop(cluster.converge(db)));
+}

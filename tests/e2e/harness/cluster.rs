@@ -65,8 +65,7 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("weir-e2e-").tempdir().unwrap();
         let names: Vec<String> =
             ('a'..='z').take(options.nodes).map(|letter| letter.to_string()).collect();
-        let listeners: Vec<TcpListener> =
-            names.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let listeners: Vec<TcpListener> = names.iter().map(|_| listen()).collect();
         let ports: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
         drop(listeners);
         let mut peers = String::new();
@@ -410,6 +409,15 @@ impl Node {
         let all: Vec<&str> = text.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
+}
+
+/// A port for a daemon, below those that the kernel gives to outgoing connections: one of these might take it before
+/// the daemon does.
+fn listen() -> TcpListener {
+    let port = || rand::random_range(20_000..32_000_u16);
+    std::iter::repeat_with(port)
+        .find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok())
+        .expect("a free port")
 }
 
 /// Sends a signal to a process that this test started.
