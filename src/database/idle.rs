@@ -8,6 +8,7 @@ use super::meta::{Clean, Meta};
 use super::state::{State, Tracked};
 use super::wal::salt_pair;
 use super::{Database, OpError, disk_error};
+use crate::disk::sync_data;
 use crate::types::{Pos, Txid};
 
 impl Database {
@@ -37,6 +38,10 @@ impl Database {
         let path = self.shared.files.join(name.as_path());
         let (main, syncer, target, wal_salts, writes) = {
             let mut state = self.state.lock();
+            if state.quarantine.is_some() && !always {
+                // What a failed sync forgot would be noted as durable; a restart redoes it.
+                return Ok(());
+            }
             let wal_salts = state.wal.salts().map(salt_pair);
             let (unlogged, writes) = (state.written_without_journal, state.unlogged_writes);
             let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
@@ -54,8 +59,16 @@ impl Database {
             (main, syncer, target, wal_salts, writes)
         };
         // The log first: neither file nor sums may be durable beyond it.
-        syncer.sync()?;
-        main.sync_data().map_err(disk_error("sync database", &path))?;
+        let synced = syncer
+            .sync()
+            .map_err(OpError::from)
+            .and_then(|_| sync_data("main", &main).map_err(disk_error("sync database", &path)));
+        if let Err(error) = synced {
+            // The kernel may have forgotten dirty pages, so a second attempt would lie; the log redoes them.
+            let reason = format!("{error}: restart the daemon once the disk is well");
+            self.quarantine(&reason, !self.shared.is_primary());
+            return Err(error);
+        }
         if let Some(wal) = name.with_suffix("-wal") {
             // A WAL found after a crash is then not older than the salts noted below.
             let wal_path = self.shared.files.join(wal.as_path());

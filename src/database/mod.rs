@@ -69,6 +69,18 @@ pub enum FileRole {
     Journal,
 }
 
+impl FileRole {
+    /// The class for fault points.
+    fn class(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Wal => "wal",
+            Self::Shm => "shm",
+            Self::Journal => "journal",
+        }
+    }
+}
+
 /// Who sent a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {

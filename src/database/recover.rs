@@ -21,6 +21,7 @@ use super::unlogged::WriterIs;
 use super::wal::salt_pair;
 use super::{Database, OpError, Shared, disk_error};
 use crate::capture::WalEvent;
+use crate::disk::{fault, set_len, write_all_at};
 use crate::log::{Log, PageSums, Read};
 use crate::ltx::{self, LtxFile};
 use crate::sqlite::{Journal, JournalHeader, Reading, WalHeader, free_leaves, super_journal};
@@ -299,7 +300,7 @@ impl Database {
         let mut image = vec![0; page_size.bytes()];
         for (page, frame) in &commit.pages {
             state.wal.read_image(*frame, &mut image, &read).map_err(&fail)?;
-            file.write_all_at(&image, page.offset(page_size)).map_err(&write)?;
+            write_all_at("main", &file, &image, page.offset(page_size)).map_err(&write)?;
         }
         let len = u64::from(commit.commit) * u64::from(page_size.get());
         file.set_len(len).and_then(|()| file.sync_all()).map_err(&write)
@@ -367,7 +368,8 @@ impl Database {
         let page_size = journal.page_size();
         let mut pages = 0u64;
         while let Some(record) = journal.next().map_err(&fail)? {
-            target.write_all_at(journal.image(), record.page.offset(page_size)).map_err(&write)?;
+            let at = record.page.offset(page_size);
+            write_all_at("main", &target, journal.image(), at).map_err(&write)?;
             pages += 1;
         }
         let len = u64::from(journal.header().pages) * u64::from(page_size.get());
@@ -499,12 +501,13 @@ impl Database {
             records_done += records.len() as u64;
             for (info, ltx) in &records {
                 each_page(&name, ltx, |page, data| {
-                    file.write_all_at(data, page.offset(info.page_size)).map_err(&write)
+                    write_all_at("main", &file, data, page.offset(info.page_size)).map_err(&write)
                 })?;
             }
             let len = u64::from(last.commit) * u64::from(last.page_size.get());
-            file.set_len(len).map_err(&write)?;
+            set_len("main", &file, len).map_err(&write)?;
         }
+        fault::step("main", "sync").map_err(&write)?;
         file.sync_all().map_err(&write)?;
         info!(db = %name, records = records_done, pos = %end, "redid the log");
         Ok(())
@@ -651,7 +654,7 @@ pub(super) fn sum_pages(
 fn remove_companions(main: &Path) -> Result<(), OpError> {
     for suffix in ["-journal", "-wal", "-shm"] {
         let path = companion(main, suffix);
-        match fs::remove_file(&path) {
+        match fault::step("wal", "remove").and_then(|()| fs::remove_file(&path)) {
             Ok(()) => (),
             Err(error) if error.kind() == io::ErrorKind::NotFound => (),
             Err(error) => return Err(disk_error("remove file", &path)(error)),

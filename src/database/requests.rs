@@ -13,7 +13,7 @@ use super::commit::{self, Prepared, Transaction};
 use super::mend::JournalledPages;
 use super::state::State;
 use super::{Database, Event, FileRole, OpError, OpenOutcome, Origin, disk_error};
-use crate::disk::fault;
+use crate::disk::{self, fault};
 use crate::sqlite::DatabaseHeader;
 use crate::types::{PageNo, PageSize};
 
@@ -98,7 +98,8 @@ impl Database {
         data: &[u8],
     ) -> Result<(), OpError> {
         let mut put = || {
-            file.write_all_at(data, offset).map_err(disk_error("write file", self.name().as_path()))
+            disk::write_all_at(role.class(), file, data, offset)
+                .map_err(disk_error("write file", self.name().as_path()))
         };
         if role == FileRole::Shm {
             return put();
@@ -162,8 +163,10 @@ impl Database {
         file: &File,
         len: u64,
     ) -> Result<(), OpError> {
-        let mut put =
-            || file.set_len(len).map_err(disk_error("set length of file", self.name().as_path()));
+        let mut put = || {
+            disk::set_len(role.class(), file, len)
+                .map_err(disk_error("set length of file", self.name().as_path()))
+        };
         if role == FileRole::Shm {
             return put();
         }
@@ -224,7 +227,11 @@ impl Database {
         origin: Origin,
         remove: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<(), OpError> {
-        let mut put = || remove().map_err(disk_error("remove file", self.name().as_path()));
+        let mut put = || {
+            fault::step(role.class(), "remove")
+                .and_then(|()| remove())
+                .map_err(disk_error("remove file", self.name().as_path()))
+        };
         let mut state = self.state.lock();
         if state.is_removed {
             return put();
@@ -277,7 +284,8 @@ impl Database {
             Some(syncer) => fault::fail("log-sync")
                 .map_err(disk_error("sync log", &self.shared.logs))
                 .and_then(|()| syncer.sync().map(drop).map_err(OpError::Log)),
-            None => file.sync_data().map_err(disk_error("sync file", self.name().as_path())),
+            None => disk::sync_data(role.class(), file)
+                .map_err(disk_error("sync file", self.name().as_path())),
         };
         result.inspect_err(|error| {
             if matches!(role, FileRole::Main | FileRole::Wal) {
@@ -530,7 +538,7 @@ impl Database {
         // The comparison must not find anything missing that the log has: all of it is durable first.
         let main = tracked.main(&self.shared, &name)?;
         tracked.files(&self.shared)?.syncer.sync()?;
-        main.sync_data().map_err(disk_error("sync database", name.as_path()))?;
+        disk::sync_data("main", &main).map_err(disk_error("sync database", name.as_path()))?;
         tracked.meta.unlogged = true;
         tracked.meta.durable_txid = tracked.backfilled.txid_raw();
         let dir = super::Tracked::log_dir(&self.shared, tracked.id);

@@ -11,7 +11,7 @@ use super::requests::{open_regular, read_or_zeros};
 use super::state::State;
 use super::{Database, OpError, disk_error};
 use crate::capture::{WalCapture, WalCommit, WalEvent};
-use crate::disk::fault;
+use crate::disk::{self, fault};
 use crate::log::WalSpan;
 use crate::ltx;
 use crate::sqlite::Salts;
@@ -32,7 +32,7 @@ impl Database {
         let read = |at: u64, buffer: &mut [u8]| file.read_exact_at(buffer, at);
         let put = |wal: &mut WalCapture, place: &str| {
             fault::fail(place)
-                .and_then(|()| file.write_all_at(data, offset))
+                .and_then(|()| disk::write_all_at("wal", file, data, offset))
                 .inspect_err(|_| wal.refused(offset))
                 .map_err(disk_error("write WAL", name.as_path()))
         };

@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use super::fault;
+
 /// A directory kept open for `fsync`.
 #[derive(Debug)]
 pub struct Dir {
@@ -71,11 +73,27 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);
+    let class = class_of(path);
+    fault::step(class, "create")?;
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+    fault::step(class, "write")?;
     file.write_all(content)?;
+    fault::step(class, "sync")?;
     file.sync_all()?;
+    fault::step(class, "rename")?;
     fs::rename(&temporary, path)?;
+    fault::step(class, "dirsync")?;
     sync_dir(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+/// The class of a file for fault points.
+fn class_of(path: &Path) -> &'static str {
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some("meta.json") => "meta",
+        Some("sums") => "sums",
+        Some(name) if name.ends_with(".seg") => "log",
+        Some(_) | None => "other",
+    }
 }
 
 #[cfg(test)]

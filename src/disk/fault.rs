@@ -11,6 +11,14 @@
 //! | `log-append` | appending to the log fails with ENOSPC |
 //! | `log-sync` | syncing the log fails with EIO |
 //! | `wal-write` | the write that completes a commit in the WAL fails with EIO |
+//! | `CLASS.STEP` | that step on a file fails with EIO; `CLASS.STEP=ENOSPC` with ENOSPC |
+//!
+//! Classes are `log`, `sums`, `meta`, `main` (the database file), `wal`, `journal`; steps are `create`, `read`, `write`,
+//! `half` (half of a write is done), `sync`, `truncate`, `rename`, `remove`, `dirsync`. Which of them exist is what
+//! `tests/faults/matrix.rs` goes through.
+//!
+//! With `WEIR_FAULT_CONTROL=FILE` the faults are what that file holds at the moment, so that a test can arm a running
+//! daemon; every hit is noted in `FILE.hit`.
 
 use std::io;
 
@@ -30,8 +38,8 @@ pub fn request_from(tid: u32) {
 #[inline]
 pub fn fail(place: &str) -> io::Result<()> {
     #[cfg(debug_assertions)]
-    if armed::is_hit(place) {
-        let number = if place == "log-append" { libc::ENOSPC } else { libc::EIO };
+    if let Some(full) = armed::hit(place, "") {
+        let number = if full || place == "log-append" { libc::ENOSPC } else { libc::EIO };
         return Err(io::Error::from_raw_os_error(number));
     }
     #[cfg(not(debug_assertions))]
@@ -39,11 +47,26 @@ pub fn fail(place: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Fails if this step on a file of this class is armed.
+///
+/// # Errors
+/// The error to fail with.
+#[inline]
+pub fn step(class: &str, step: &str) -> io::Result<()> {
+    #[cfg(debug_assertions)]
+    if let Some(full) = armed::hit(class, step) {
+        return Err(io::Error::from_raw_os_error(if full { libc::ENOSPC } else { libc::EIO }));
+    }
+    #[cfg(not(debug_assertions))]
+    let _ = (class, step);
+    Ok(())
+}
+
 /// Kills the process whose request this thread serves if the place is armed.
 #[inline]
 pub fn kill_requester(place: &str) {
     #[cfg(debug_assertions)]
-    if armed::is_hit(place) {
+    if armed::hit(place, "").is_some() {
         armed::kill(armed::REQUEST_FROM.get());
     }
     #[cfg(not(debug_assertions))]
@@ -54,7 +77,7 @@ pub fn kill_requester(place: &str) {
 #[inline]
 pub fn kill_daemon(place: &str) {
     #[cfg(debug_assertions)]
-    if armed::is_hit(place) {
+    if armed::hit(place, "").is_some() {
         armed::kill(std::process::id());
         std::thread::park();
     }
@@ -65,9 +88,10 @@ pub fn kill_daemon(place: &str) {
 #[cfg(debug_assertions)]
 mod armed {
     use std::cell::Cell;
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::ffi::OsString;
+    use std::sync::LazyLock;
 
+    use parking_lot::Mutex;
     use rustix::process::{Pid, Signal, kill_process};
 
     thread_local! {
@@ -76,32 +100,69 @@ mod armed {
 
     struct Fault {
         place: String,
+        disk_is_full: bool,
         nth: u64,
         stays: bool,
-        visits: AtomicU64,
+        visits: u64,
     }
 
-    static FAULTS: OnceLock<Vec<Fault>> = OnceLock::new();
+    #[derive(Default)]
+    struct Faults {
+        text: String,
+        faults: Vec<Fault>,
+    }
+
+    static CONTROL: LazyLock<Option<OsString>> =
+        LazyLock::new(|| std::env::var_os("WEIR_FAULT_CONTROL"));
+    static FAULTS: LazyLock<Mutex<Faults>> = LazyLock::new(|| {
+        let text = std::env::var("WEIR_FAULT").unwrap_or_default();
+        Mutex::new(Faults { faults: parse(&text), text })
+    });
 
     fn parse(text: &str) -> Vec<Fault> {
-        text.split(',')
+        text.trim()
+            .split(',')
             .filter(|part| !part.is_empty())
             .map(|part| {
                 let (place, count) = part.split_once(':').unwrap_or((part, "1"));
+                let (place, number) = place.split_once('=').unwrap_or((place, ""));
                 let stays = count.ends_with('+');
                 let nth = count.trim_end_matches('+').parse().unwrap_or(1);
-                Fault { place: place.to_owned(), nth, stays, visits: AtomicU64::new(0) }
+                let disk_is_full = number == "ENOSPC";
+                Fault { place: place.to_owned(), disk_is_full, nth, stays, visits: 0 }
             })
             .collect()
     }
 
-    pub(super) fn is_hit(place: &str) -> bool {
-        let faults = FAULTS.get_or_init(|| parse(&std::env::var("WEIR_FAULT").unwrap_or_default()));
+    /// Whether a place is hit, and if so whether by a full disk.
+    pub(super) fn hit(class: &str, step: &str) -> Option<bool> {
+        let mut faults = FAULTS.lock();
+        if let Some(control) = &*CONTROL {
+            let text = std::fs::read_to_string(control).unwrap_or_default();
+            if text != faults.text {
+                faults.faults = parse(&text);
+                faults.text = text;
+            }
+        }
+        let is_place = |place: &str| match place.split_once('.') {
+            Some(parts) => parts == (class, step),
+            None => step.is_empty() && place == class,
+        };
         // Every fault of the place counts the visit, also when an earlier one is hit.
-        faults.iter().filter(|fault| fault.place == place).fold(false, |hit, fault| {
-            let visit = fault.visits.fetch_add(1, Ordering::Relaxed) + 1;
-            hit | (visit == fault.nth || (fault.stays && visit > fault.nth))
-        })
+        let mut hit = None;
+        for fault in faults.faults.iter_mut().filter(|fault| is_place(&fault.place)) {
+            fault.visits += 1;
+            if fault.visits == fault.nth || (fault.stays && fault.visits > fault.nth) {
+                hit = Some(fault.disk_is_full);
+            }
+        }
+        if let (Some(_), Some(control)) = (hit, &*CONTROL) {
+            let mut path = control.clone();
+            path.push(".hit");
+            // For the test only; that it cannot be written shows there.
+            std::fs::write(path, format!("{class}.{step}")).ok();
+        }
+        hit
     }
 
     pub(super) fn kill(pid: u32) {
@@ -115,9 +176,12 @@ mod armed {
     mod tests {
         #[test]
         fn faults_are_parsed() {
-            let faults = super::parse("a,b:3,c:2+");
-            let seen: Vec<_> = faults.iter().map(|f| (f.place.as_str(), f.nth, f.stays)).collect();
-            assert_eq!(seen, [("a", 1, false), ("b", 3, false), ("c", 2, true)]);
+            let faults = super::parse("a,b:3,log.write=ENOSPC:2+");
+            let seen: Vec<_> =
+                faults.iter().map(|f| (f.place.as_str(), f.nth, f.stays, f.disk_is_full)).collect();
+            let expected = [("a", 1, false, false), ("b", 3, false, false)];
+            assert_eq!(seen[..2], expected);
+            assert_eq!(seen[2], ("log.write", 2, true, true));
         }
     }
 }

@@ -2,6 +2,40 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt as _;
+
+use super::fault;
+
+/// Writes all of it at `offset`. `class` names the kind of file for fault points ([`super::fault`]).
+///
+/// # Errors
+/// The disk refused; a part may be written.
+pub fn write_all_at(class: &str, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+    fault::step(class, "write")?;
+    if let Err(error) = fault::step(class, "half") {
+        file.write_all_at(&data[..data.len() / 2], offset)?;
+        return Err(error);
+    }
+    file.write_all_at(data, offset)
+}
+
+/// `fdatasync`, with a fault point.
+///
+/// # Errors
+/// The disk refused.
+pub fn sync_data(class: &str, file: &File) -> io::Result<()> {
+    fault::step(class, "sync")?;
+    file.sync_data()
+}
+
+/// `ftruncate`, with a fault point.
+///
+/// # Errors
+/// The disk refused.
+pub fn set_len(class: &str, file: &File, len: u64) -> io::Result<()> {
+    fault::step(class, "truncate")?;
+    file.set_len(len)
+}
 
 /// Writes buffers one after another at `offset`, in one system call; returns the bytes written, which
 /// may be fewer.

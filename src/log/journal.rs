@@ -11,7 +11,7 @@ use super::record::{self, Header};
 use super::segment::{Mark, RECORDS_AT, SegmentId};
 use super::state::{Active, Closed, Shared, Unsynced, write_seal};
 use super::{LogError, LogReader, LogSync, RecordInfo};
-use crate::disk::write_vectored_at;
+use crate::disk::{fault, write_vectored_at};
 use crate::types::{Pos, Txid};
 
 /// How a log is kept.
@@ -329,8 +329,9 @@ impl Log {
         let history = self.end.segment.history;
         let id = SegmentId::new(history, rand::random(), self.end.position, timestamp_ms);
         let path = id.path(&self.shared.dir);
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+        let file = fault::step("log", "create").and_then(|()| {
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)
+        });
         let file = file.map_err(self.shared.disk("create segment", &id))?;
         if let Err(source) = file.write_all_at(&id.encode(), 0) {
             drop(fs::remove_file(&path));
@@ -422,6 +423,11 @@ fn write_at_least(
     offset: u64,
 ) -> io::Result<u64> {
     let mut written = 0;
+    fault::step("log", "write")?;
+    if let (Err(error), Some(first)) = (fault::step("log", "half"), buffers.first()) {
+        file.write_all_at(first, offset)?;
+        return Err(error);
+    }
     while written < needed {
         match write_vectored_at(file, buffers, offset + written)? {
             0 => return Err(io::ErrorKind::WriteZero.into()),

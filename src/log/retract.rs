@@ -82,7 +82,7 @@ pub(super) fn retract(log: &mut Log, to: Pos) -> Result<(), LogError> {
     if !removed.is_empty() {
         sync_dir(&shared.dir).map_err(sync.fail(disk("sync log directory", &shared.dir)))?;
     }
-    file.set_len(target.end).map_err(failed())?;
+    crate::disk::set_len("log", &file, target.end).map_err(failed())?;
     log.end.file_bytes = target.end;
     sync.fdatasync(&file).map_err(failed())
 }

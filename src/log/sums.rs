@@ -21,14 +21,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::{Buf as _, BufMut as _};
 
 use super::SumsError;
 use super::segment::read_up_to;
-use crate::disk::replace;
+use crate::disk::{fault, replace, sync_data, write_all_at};
 use crate::types::{Checksum, Epoch, PageNo, PageSize, Pos, Txid};
 
 const BLOCK_BYTES: usize = 4096;
@@ -239,16 +238,17 @@ impl PageSums {
             self.load(*number)?;
             if let Some(block) = self.blocks.get(number) {
                 let bytes = encode_block(*number, &block.sums);
-                let written = self.file.write_all_at(&bytes, offset(*number));
+                let written = write_all_at("sums", &self.file, &bytes, offset(*number));
                 written.map_err(disk("write page sums", &self.path))?;
             }
         }
-        let sync = |file: &File| file.sync_data().map_err(disk("sync page sums", &self.path));
+        let sync =
+            |file: &File| sync_data("sums", file).map_err(disk("sync page sums", &self.path));
         sync(&self.file)?;
         let generation = self.generation + 1;
         let header = Header { page_size: self.page_size, pages: self.pages, generation, as_of };
         let slot = (generation % HEADER_BLOCKS) * BLOCK_BYTES as u64;
-        let written = self.file.write_all_at(&header.encode(), slot);
+        let written = write_all_at("sums", &self.file, &header.encode(), slot);
         written.map_err(disk("write page sums header", &self.path))?;
         sync(&self.file)?;
         self.generation = generation;
@@ -308,9 +308,10 @@ impl PageSums {
             return Ok(());
         }
         let mut bytes = [0; BLOCK_BYTES];
-        read_up_to(&self.file, &mut bytes, offset(number))
-            .map_err(disk("read page sums", &self.path))?;
-        let stored = decode_block(number, &bytes);
+        // A block that cannot be read is as good as a damaged one: the pages tell its sums.
+        let read = fault::step("sums", "read")
+            .and_then(|()| read_up_to(&self.file, &mut bytes, offset(number)));
+        let stored = read.ok().and_then(|_| decode_block(number, &bytes));
         self.damaged += u64::from(stored.is_none());
         let valid = (u64::from(self.floor) + 1).saturating_sub(first_page(number));
         let valid = usize::try_from(valid).unwrap_or(usize::MAX);

@@ -202,7 +202,7 @@ impl LogSync {
         if self.fail_next.swap(false, Ordering::Relaxed) {
             return Err(std::io::Error::from_raw_os_error(libc::EIO));
         }
-        file.sync_data()
+        crate::disk::sync_data("log", file)
     }
 
     /// Marks the log as failed before the error is made.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 
@@ -16,6 +17,9 @@ use crate::disk;
 use crate::log::LogOptions;
 use crate::sqlite::DatabaseHeader;
 use crate::types::{DbId, DbName};
+
+/// Threads that write databases back at the stop.
+const CLOSERS: usize = 16;
 
 impl Store {
     /// Opens the data directory and recovers every database. No application may have files open.
@@ -211,9 +215,18 @@ impl Store {
                 error!("a thread of the store panicked");
             }
         }
-        for db in self.databases() {
-            db.close();
-        }
+        // Each waits for the disk several times; together they share its flushes.
+        let databases = self.databases();
+        let next = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..databases.len().min(CLOSERS) {
+                scope.spawn(|| {
+                    while let Some(db) = databases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        db.close();
+                    }
+                });
+            }
+        });
     }
 }
 

@@ -9,6 +9,7 @@
 //! `WEIR_TEST_SEED` replays a printed seed; `WEIR_TEST_ROUNDS` sets the number of rounds of the random
 //! tests (power loss, kill -9, damage; some dozen seconds per ten rounds); `WEIR_TEST_KEEP=1` keeps the
 //! directories; `WEIR_TEST_LOG` is the daemons' log level (default `info`);
+//! `WEIR_TEST_ALL=1` lets each step on each file fail at each of its calls, instead of a sample (minutes);
 //! `WEIR_TEST_BINARY` is the program to test instead of the one just built.
 //! Full disks and power loss need root, for a small file system of their own; without it they say that
 //! they are left out.
@@ -25,6 +26,7 @@ mod harness;
 mod crashes;
 mod full_disk;
 mod lost;
+mod matrix;
 mod offline;
 mod points;
 mod power;

@@ -215,6 +215,7 @@ impl Node {
             .arg(&self.config)
             .arg("mount")
             .env("WEIR_FAULT", fault)
+            .env("WEIR_FAULT_CONTROL", self.control())
             .env("RUST_BACKTRACE", "1")
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
@@ -224,6 +225,29 @@ impl Node {
             .spawn()
             .unwrap();
         self.child = Some(child);
+    }
+
+    fn control(&self) -> PathBuf {
+        self.log.with_file_name("faults")
+    }
+
+    /// Arms fault points of the running daemon, or disarms all of them.
+    pub(crate) fn arm(&self, faults: &str) {
+        drop(fs::remove_file(self.control().with_extension("hit")));
+        let new = self.control().with_extension("new");
+        fs::write(&new, faults).unwrap();
+        #[allow(clippy::disallowed_methods, reason = "a test needs no durability")]
+        fs::rename(new, self.control()).unwrap();
+    }
+
+    /// Whether a fault point was hit since they were armed.
+    pub(crate) fn was_hit(&self) -> bool {
+        self.control().with_extension("hit").exists()
+    }
+
+    /// Whether the daemon runs.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
     /// `kill -9`, and waits until the process is gone. The mount stays behind, dead.
