@@ -32,6 +32,13 @@ impl Change {
         ascending && self.pages.iter().all(fits)
     }
 
+    /// Whether it holds every page of the database, so that nothing is left of what was before.
+    pub(super) fn is_whole(&self) -> bool {
+        let has_lock_page = self.commit >= self.page_size.lock_page().get();
+        self.commit != 0
+            && self.pages.len() as u64 == u64::from(self.commit - u32::from(has_lock_page))
+    }
+
     /// The new page 1, if it changed.
     pub(super) fn first_page(&self) -> Option<&Bytes> {
         self.pages.first().filter(|(page, _)| *page == PageNo::FIRST).map(|(_, image)| image)

@@ -224,7 +224,13 @@ impl Session {
             unreachable!("BUG: not in WAL mode")
         };
         wal.lock_writer(&self.paths)?;
-        if change.pages.is_empty() {
+        if change.page_size != *page_size {
+            // All frames of a WAL have one size, so it must begin anew: that waits for readers that are reading, but not
+            // for open connections. They take the size over, as from any page 1 that they read.
+            wal.checkpoint(&self.main, &self.paths)?;
+            wal.append(change, &self.paths)?;
+            *page_size = change.page_size;
+        } else if change.pages.is_empty() {
             // A commit needs a frame: page 1 as it is.
             let image = wal.read_page(PageNo::FIRST, *page_size, &self.main, &self.paths)?;
             let pages = vec![(PageNo::FIRST, image.into())];
@@ -275,7 +281,7 @@ impl Session {
     }
 
     /// Goes from WAL to rollback mode if a change asks for it. While other connections are open that cannot be done:
-    /// then the change goes through the WAL, unless it cannot.
+    /// then the change goes through the WAL, even one of another page size, if it has every page.
     fn leave_wal_for(&mut self, change: &Change) -> Step<()> {
         let Mode::Wal { page_size, .. } = &self.mode else { return Ok(()) };
         let must = change.page_size != *page_size || change.commit == 0;
@@ -286,7 +292,7 @@ impl Session {
             return Ok(());
         }
         match self.try_leave_wal() {
-            Err(Stop::Blocked { .. }) if !must => {
+            Err(Stop::Blocked { .. }) if !must || change.is_whole() => {
                 Ok(self.main.unlock_exclusive(&self.paths.main)?)
             }
             left => left,

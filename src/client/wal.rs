@@ -225,6 +225,9 @@ impl Wal {
         let mut header = self.valid_header(paths)?;
         self.restart_if_possible(&mut header, paths)?;
         let committed = header.frames;
+        if committed != 0 && header.page_size != Some(change.page_size) {
+            return Err(Stop::Blocked { lock: "WAL, which is being read", holder: None });
+        }
         let mut encoder = WalEncoder::resume(header.order(), header.salts, header.chain);
         self.buffer.clear();
         let mut at_offset = FrameHeader::offset(change.page_size, committed + 1);

@@ -30,6 +30,16 @@ fn fuse_random_workloads_leave_all_nodes_equal() {
         for (index, worker) in workers.iter_mut().enumerate() {
             worker.start_model(&cluster.path(&name), seed * 10 + index as u64, steps);
         }
+        // Who has pages in its cache on the replica sees sound states, and in the end the last one.
+        cluster.level(&name);
+        let replica = cluster.replicas()[0].path(&name);
+        let mut readers: Vec<Worker> = (0..2).map(|_| Worker::on(&replica)).collect();
+        readers[1].ok("PRAGMA mmap_size=4194304");
+        for _ in 0..rng.random_range(5..40) {
+            let reader = &mut readers[rng.random_range(0..2)];
+            let sound = reader.value("PRAGMA integrity_check");
+            assert_eq!(sound, "ok", "seed {seed}: on the replica");
+        }
         let answers: Vec<_> =
             workers.iter_mut().map(|worker| worker.finish(Duration::from_secs(150))).collect();
         for answer in answers {
@@ -37,6 +47,11 @@ fn fuse_random_workloads_leave_all_nodes_equal() {
         }
         drop(workers);
         cluster.converge(&name);
+        let sums = "SELECT count(*), total(id), total(a), total(length(b)), max(hex(substr(b, 1, 9))) FROM t";
+        let expected = Worker::on(&cluster.path(&name)).ok(sums);
+        for (which, reader) in readers.iter_mut().enumerate() {
+            assert_eq!(reader.ok(sums), expected, "seed {seed}: reader {which} on the replica");
+        }
     }
 }
 
@@ -140,7 +155,7 @@ fn step_sql(rng: &mut StdRng) -> String {
     let delete = format!("DELETE FROM t WHERE id % {} = 0", rng.random_range(1..6));
     let update =
         format!("UPDATE t SET b = randomblob({}), a = a + 1 WHERE a % 7 = {}", size / 5, some % 7);
-    match rng.random_range(0..28) {
+    match rng.random_range(0..29) {
         0..=4 => insert,
         5 | 6 => many,
         7 | 8 => delete,
@@ -156,6 +171,7 @@ fn step_sql(rng: &mut StdRng) -> String {
         23 | 24 => format!("PRAGMA journal_mode={}", ["delete", "wal", "truncate", "persist", "wal", "memory"].choose(rng).unwrap()),
         25 => "CREATE TABLE extra(x PRIMARY KEY); INSERT INTO extra SELECT randomblob(50) FROM t LIMIT 50".to_owned(),
         26 => "DROP TABLE extra".to_owned(),
+        27 => format!("PRAGMA locking_mode={}; {update}", ["EXCLUSIVE", "NORMAL"].choose(rng).unwrap()),
         _ => "SELECT count(*), sum(length(b)) FROM t; PRAGMA quick_check".to_owned(),
     }
 }

@@ -93,7 +93,7 @@ mod fuse_ {
         modes::changes_in_rollback_mode_reach_readers;
         modes::a_reader_in_rollback_mode_is_waited_for_and_no_new_one_comes_between;
         modes::a_database_switches_to_wal_and_back;
-        modes::a_new_page_size_waits_until_the_wal_is_not_used;
+        modes::a_new_page_size_waits_for_whoever_reads_but_not_for_open_connections;
         modes::an_empty_database_becomes_one_and_empty_again;
         modes::pages_on_both_sides_of_the_lock_page_are_written;
         modes::waiting_for_a_writer_without_a_journal_ends_with_its_lock;

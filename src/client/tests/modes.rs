@@ -82,27 +82,43 @@ pub(super) fn a_database_switches_to_wal_and_back() {
 }
 
 #[test]
-pub(super) fn a_new_page_size_waits_until_the_wal_is_not_used() {
+pub(super) fn a_new_page_size_waits_for_whoever_reads_but_not_for_open_connections() {
     let mut source = Source::wal();
     let node = Node::impatient();
     node.apply(source.run("insert into t values(1, randomblob(20000));"));
     node.fence();
     let mut reader = node.shell();
     assert_eq!(reader.run("select count(*) from t;"), "1");
+    assert_ne!(wal(node.apply(source.run("update t set v = 'other';"))).frames, 0);
     let change = source
         .run("pragma journal_mode=delete; pragma page_size=1024; vacuum; pragma journal_mode=wal;");
     assert_eq!(change.page_size.get(), 1024);
+    assert!(change.is_whole());
+    // Frames that somebody reads are in the way of a WAL with frames of another size.
+    assert_eq!(reader.run("begin; select count(*) from t;"), "1");
     assert_busy(node.pool.apply(DB, name(), change.clone()));
-    assert_eq!(reader.run("select count(*) from t; insert into t values(9, 9);"), "1");
-    drop(reader);
-    assert_eq!(wal(node.apply(change)).frames, 0);
-    let mut reader = node.shell();
+    assert_eq!(reader.run("select count(*) from t; commit;"), "1");
+    let mut idle = node.shell();
+    idle.run("pragma mmap_size=1000000; select count(*) from t;");
+    let pages = change.commit;
+    assert_eq!(wal(node.apply(change)).frames, pages);
+    let look = "select count(*) from t; pragma page_size; pragma integrity_check;";
+    assert_eq!(reader.run(look), "1\n1024\nok");
+    assert_eq!(idle.run(look), "1\n1024\nok");
+    // A transaction that began before sees what was there, and the next sizes come beside it.
+    assert_eq!(reader.run("begin; select count(*) from t;"), "1");
     node.apply(source.run("insert into t values(2, 2);"));
-    assert_eq!(
-        reader.run("pragma page_size; select count(*) from t; pragma integrity_check;"),
-        "1024\n2\nok"
-    );
-    drop(reader);
+    assert_eq!(idle.run(look), "2\n1024\nok");
+    assert_eq!(reader.run("select count(*) from t; commit; select count(*) from t;"), "1\n2");
+    assert_eq!(node.shell().run(look), "2\n1024\nok");
+    let resize =
+        "pragma journal_mode=delete; pragma page_size=8192; vacuum; insert into t values(3, 3);";
+    node.apply(source.run(resize));
+    assert_eq!(reader.run(look), "3\n8192\nok");
+    assert_eq!(idle.run("insert into t values(9, 9); select count(*) from t;"), "3");
+    drop((reader, idle));
+    node.apply(source.run("insert into t values(4, 4);"));
+    assert_eq!(node.shell().run(look), "4\n8192\nok");
     assert!(node.bytes() == source.last);
 }
 
