@@ -14,6 +14,7 @@ use crate::types::{PageNo, PageSize};
 pub struct RollbackCapture {
     dirty: BTreeSet<u32>,
     journal_is_live: bool,
+    journal_is_synced: bool,
     database_is_synced: bool,
     spans_databases: bool,
     resized: bool,
@@ -41,6 +42,17 @@ impl RollbackCapture {
     #[must_use]
     pub fn journal_is_live(&self) -> bool {
         self.journal_is_live
+    }
+
+    /// The application synced the journal, which every `synchronous` but `OFF` does before it writes the database.
+    pub fn journal_synced(&mut self) {
+        self.journal_is_synced = true;
+    }
+
+    /// Whether the application synced the journal of this transaction.
+    #[must_use]
+    pub fn journal_is_synced(&self) -> bool {
+        self.journal_is_synced
     }
 
     /// The database file was written. Unaligned writes count for every page they touch.

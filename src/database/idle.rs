@@ -36,7 +36,7 @@ impl Database {
     pub(super) fn write_back_if(&self, always: bool) -> Result<(), OpError> {
         let name = self.name();
         let path = self.shared.files.join(name.as_path());
-        let (main, syncer, target, wal_salts, writes) = {
+        let (main, syncer, target, wal_salts, writes, unsynced_writes) = {
             let mut state = self.state.lock();
             if state.quarantine.is_some() && !always {
                 // What a failed sync forgot would be noted as durable; a restart redoes it.
@@ -44,9 +44,11 @@ impl Database {
             }
             let wal_salts = state.wal.salts().map(salt_pair);
             let (unlogged, writes) = (state.written_without_journal, state.unlogged_writes);
+            let unsynced_writes = state.rollback.is_clean().then_some(state.unsynced_writes);
             let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
             let target = tracked.backfilled;
-            let clears_unlogged = tracked.meta.unlogged && !unlogged;
+            let clears_unlogged = (tracked.meta.unlogged && !unlogged)
+                || (tracked.meta.unsynced_boot.is_some() && unsynced_writes.is_some());
             // Salts of a WAL that is gone would look as if somebody else had removed it.
             let is_current =
                 tracked.meta.wal_salts.is_none() || tracked.meta.wal_salts == wal_salts;
@@ -56,7 +58,7 @@ impl Database {
             }
             let main = tracked.main(&self.shared, &name)?;
             let syncer = tracked.files(&self.shared)?.syncer.clone();
-            (main, syncer, target, wal_salts, writes)
+            (main, syncer, target, wal_salts, writes, unsynced_writes)
         };
         // The log first: neither file nor sums may be durable beyond it.
         let synced = syncer
@@ -78,6 +80,8 @@ impl Database {
         }
         let mut state = self.state.lock();
         let unlogged = state.written_without_journal || state.unlogged_writes != writes;
+        // An open transaction of `synchronous=OFF` is durable now, the journal that undoes it perhaps not.
+        let may_lead = unsynced_writes != Some(state.unsynced_writes) || !state.rollback.is_clean();
         let is_installing = state.is_installing;
         let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
         let pos = tracked.pos;
@@ -86,6 +90,9 @@ impl Database {
         files.sums.flush(pos)?;
         if !unlogged {
             tracked.meta.unlogged = false;
+        }
+        if !may_lead {
+            tracked.meta.unsynced_boot = None;
         }
         if !is_installing && tracked.meta.installing && target.txid.is_some() {
             // A copy from the primary went through the WAL; now it is in the file.
@@ -196,7 +203,9 @@ impl Database {
             .is_some_and(|journal| self.shared.files.join(journal.as_path()).exists());
         let all_is_in_the_file = tracked.backfilled == tracked.pos
             && tracked.meta.durable_txid == tracked.pos.txid_raw();
-        let needs_comparison = tracked.meta.unlogged || tracked.meta.installing;
+        let needs_comparison = tracked.meta.unlogged
+            || tracked.meta.installing
+            || tracked.meta.unsynced_boot.is_some();
         if all_is_in_the_file
             && !has_wal
             && !has_journal

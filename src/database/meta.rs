@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk;
+use crate::disk::{self, clock};
 use crate::types::{DbName, Txid};
 
 /// Name of the file in the log's directory.
@@ -35,6 +35,10 @@ pub(crate) struct Meta {
     /// crash only a comparison of all pages tells.
     #[serde(default)]
     pub(crate) unlogged: bool,
+    /// The boot of the machine in which the file may have become durable beyond the log (`synchronous=OFF`): after
+    /// another one only a comparison of all pages tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unsynced_boot: Option<String>,
     /// Records up to this transaction were durable and are gone: a later log must not hide it. 0 = none.
     #[serde(default)]
     pub(crate) lost_from_txid: u64,
@@ -89,6 +93,7 @@ impl Meta {
             file: None,
             installing: false,
             unlogged: false,
+            unsynced_boot: None,
             lost_from_txid: 0,
             clean: None,
         }
@@ -102,6 +107,11 @@ impl Meta {
     /// Whether a file is another than the one noted.
     pub(crate) fn is_for_another_than(&self, metadata: &std::fs::Metadata) -> bool {
         self.file.is_some_and(|file| file != FileIdentity::of(metadata))
+    }
+
+    /// Whether the machine has gone down while the file was perhaps durable beyond the log.
+    pub(crate) fn may_lead_after_power_loss(&self) -> bool {
+        self.unsynced_boot.is_some() && self.unsynced_boot != clock::boot_id()
     }
 
     /// The transaction that the log must reach.

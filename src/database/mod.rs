@@ -17,6 +17,7 @@ mod idle;
 mod install;
 mod mend;
 mod meta;
+mod occupied;
 mod offline;
 mod receive;
 mod recover;
@@ -31,6 +32,7 @@ mod wal;
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -109,6 +111,8 @@ pub struct Database {
     /// The identity, readable without the state's lock.
     id: RwLock<Option<DbId>>,
     state: Mutex<State>,
+    /// Long operations under the state's lock, so that nobody waits for it who must not.
+    occupied: AtomicUsize,
     /// Signalled when no transaction is open in the database file itself.
     quiet: Condvar,
     /// The change counter that readers see, if it is not the file's.
@@ -194,6 +198,7 @@ impl Database {
             name: RwLock::new(name),
             id: RwLock::new(id),
             state: Mutex::new(state),
+            occupied: AtomicUsize::new(0),
             quiet: Condvar::new(),
             shown: counter::Shown::default(),
             positions,

@@ -9,9 +9,12 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 
+use tracing::warn;
+
 use super::recover::{STEP_BYTES, companion, each_page, start_of_redo};
 use super::requests::{database_size, open_regular, read_or_zeros};
 use super::state::State;
+use super::unlogged::WriterIs;
 use super::wal::salt_pair;
 use super::{Database, OpError, disk_error};
 use crate::log::Read;
@@ -117,6 +120,34 @@ impl Database {
             differs = true;
         }
         Ok(differs)
+    }
+}
+
+impl Database {
+    /// After a power failure with `synchronous=OFF`: pages of the file may be newer than the log, whose records are
+    /// redone already. The difference becomes one transaction, as the file is what the application finds. O(database).
+    pub(super) fn take_what_leads(&self, main: &Path) -> Result<(), OpError> {
+        let fail = disk_error("read header", main);
+        let file = open_regular(main, false).map_err(&fail)?;
+        let size = file.map_or(Ok(None), |file| database_size(&file)).map_err(&fail)?;
+        if size.is_none() {
+            return Err(OpError::HeaderIsGone(self.name()));
+        }
+        let before = self.state.lock().tracked.as_ref().map(|tracked| tracked.pos);
+        {
+            let mut state = self.state.lock();
+            state.foreign_writer = true;
+            state.written_without_journal = true;
+        }
+        self.capture_unlogged(WriterIs::Gone, None)?;
+        let after = self.state.lock().tracked.as_ref().map(|tracked| tracked.pos);
+        if before != after {
+            warn!(
+                db = %self.name(),
+                "a power failure (synchronous=OFF) left the file ahead of the log: what differs is a transaction now"
+            );
+        }
+        Ok(())
     }
 }
 

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::commit::{self, Transaction};
 use super::idle::is_clean;
 use super::meta::Meta;
+use super::occupied::Occupied;
 use super::requests::{database_size, open_regular, read_or_zeros};
 use super::state::{Files, State, Tracked, sums_path};
 use super::unlogged::WriterIs;
@@ -132,6 +133,7 @@ impl Database {
             }
         };
         let installing = meta.installing;
+        let may_lead = meta.may_lead_after_power_loss();
         let changed_offline = meta.unlogged || (meta.clean.is_some() && !clean);
         let tracked = Tracked {
             id,
@@ -150,14 +152,15 @@ impl Database {
             db.quarantine("its replacement by a fresh copy from the primary was interrupted", true);
             return Ok(Recovered::Database(db));
         }
-        let recovered = if clean { Ok(()) } else { db.recover_files(owner, changed_offline) };
+        let recovered =
+            if clean { Ok(()) } else { db.recover_files(owner, changed_offline, may_lead) };
         if let Err(error) = recovered {
             let reseed = owner == WalOwner::Daemon;
             let is_full = error.is_disk_full() && !reseed;
             let remedy = if is_full {
                 "; make room on the disk: it is tried again once nobody has the database open"
             } else {
-                ""
+                "; a restart of the daemon tries again"
             };
             db.quarantine(&format!("recovery failed: {}{remedy}", Chain(&error)), reseed);
             db.state.lock().recovery_needs_space = is_full;
@@ -169,6 +172,7 @@ impl Database {
     /// that wait for this. Returns whether its files have changed, which the kernel does not know.
     pub fn recover_again(&self, openers: u32) -> bool {
         let Some(id) = self.id() else { return false };
+        let _occupied = Occupied::new(&self.occupied, &self.shared);
         // Held to the end: nobody opens it meanwhile.
         let mut state = self.state.lock();
         if !state.recovery_needs_space || state.open_files > openers {
@@ -196,7 +200,12 @@ impl Database {
         }
     }
 
-    fn recover_files(&self, owner: WalOwner, changed_offline: bool) -> Result<(), OpError> {
+    fn recover_files(
+        &self,
+        owner: WalOwner,
+        changed_offline: bool,
+        may_lead: bool,
+    ) -> Result<(), OpError> {
         let name = self.name();
         let main = self.shared.files.join(name.as_path());
         let mut guard = self.state.lock();
@@ -204,8 +213,14 @@ impl Database {
         let undone = self.undo_hot_journal(state, &main)?;
         let redone = self.pages_to_redo(state, &main)?;
         let sums_are_whole = self.replay_sums(state)?;
-        let is_known_to_differ = changed_offline || undone == Undone::WasCommitted;
-        if !is_known_to_differ && sums_are_whole && self.file_leads(state, &main, &redone)? {
+        let may_lead = owner == WalOwner::Applications && may_lead;
+        // What may lag as well as lead is compared after the log is redone.
+        let is_known_to_differ = !may_lead && (changed_offline || undone == Undone::WasCommitted);
+        if !may_lead
+            && !is_known_to_differ
+            && sums_are_whole
+            && self.file_leads(state, &main, &redone)?
+        {
             drop(guard);
             return match owner {
                 WalOwner::Applications => {
@@ -241,6 +256,13 @@ impl Database {
         // The file must not be durable beyond the log, and the companions must not go before both are.
         self.sync_recovered_log(state)?;
         self.redo(state, &main)?;
+        if may_lead && sums_are_whole {
+            drop(guard);
+            self.take_what_leads(&main)?;
+            guard = self.state.lock();
+        }
+        let state = &mut *guard;
+        self.sync_recovered_log(state)?;
         if undone == Undone::RolledBack && owner == WalOwner::Applications && sums_are_whole {
             self.take_free_pages(state)?;
             self.sync_recovered_log(state)?;
@@ -549,6 +571,7 @@ impl Database {
             let mut state = self.state.lock();
             let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
             tracked.meta.unlogged = false;
+            tracked.meta.unsynced_boot = None;
             tracked.meta.wal_salts = None;
             Tracked::log_dir(&self.shared, tracked.id)
         };

@@ -13,7 +13,7 @@ use super::commit::{self, Prepared, Transaction};
 use super::mend::JournalledPages;
 use super::state::State;
 use super::{Database, Event, FileRole, OpError, OpenOutcome, Origin, disk_error};
-use crate::disk::{self, fault};
+use crate::disk::{self, clock, fault};
 use crate::sqlite::DatabaseHeader;
 use crate::types::{PageNo, PageSize};
 
@@ -274,10 +274,15 @@ impl Database {
                     None
                 }
                 (FileRole::Wal, true) => {
+                    state.wal_is_synced = true;
                     let tracked = state.tracked.as_mut().expect("BUG: checked above");
                     Some(tracked.files(&self.shared)?.syncer.clone())
                 }
-                (FileRole::Main | FileRole::Wal | FileRole::Shm | FileRole::Journal, _) => None,
+                (FileRole::Journal, _) => {
+                    state.rollback.journal_synced();
+                    None
+                }
+                (FileRole::Main | FileRole::Wal | FileRole::Shm, _) => None,
             }
         };
         let result = match syncer {
@@ -401,7 +406,7 @@ impl Database {
         let State { tracked, rollback, foreign_writer, .. } = &mut *state;
         let tracked = tracked.as_mut().expect("BUG: just tracked");
         let all = *foreign_writer || page_size != tracked.page_size;
-        let pages = if all {
+        let pages: Vec<PageNo> = if all {
             (1..=commit).filter_map(PageNo::new).collect()
         } else {
             rollback.pages().collect()
@@ -420,6 +425,7 @@ impl Database {
                 _ => read_or_zeros(&file, page, page_size, buffer).map(|()| true),
             }
         };
+        let _occupied = self.occupy(pages.len());
         let transaction = Transaction {
             page_size,
             commit,
@@ -456,6 +462,7 @@ impl Database {
         };
         let mut image =
             |page: PageNo, buffer: &mut [u8]| read_or_zeros(&file, page, page_size, buffer);
+        let _occupied = self.occupy(commit as usize);
         let transaction = Transaction {
             page_size,
             commit,
@@ -528,8 +535,16 @@ impl Database {
 
     /// Notes durably, before the first write outside every journal, that only a comparison will tell what changed.
     fn before_main_write(&self, state: &mut State) -> Result<(), OpError> {
-        if state.wal.captured() > 0 || state.rollback.journal_is_live() {
-            return Ok(());
+        if state.rollback.journal_is_live() {
+            let is_synced = state.rollback.journal_is_synced();
+            return if is_synced { Ok(()) } else { self.note_unsynced(state) };
+        }
+        if state.wal.captured() > 0 {
+            let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+            let pos = tracked.pos;
+            let is_synced = tracked.files(&self.shared)?.syncer.durable() == pos;
+            let is_synced = is_synced || state.wal_is_synced;
+            return if is_synced { Ok(()) } else { self.note_unsynced(state) };
         }
         let name = self.name();
         let Some(tracked) = state.tracked.as_mut().filter(|tracked| !tracked.meta.unlogged) else {
@@ -544,6 +559,22 @@ impl Database {
         let dir = super::Tracked::log_dir(&self.shared, tracked.id);
         tracked.meta.save(&dir).map_err(|error| {
             tracked.meta.unlogged = false;
+            disk_error("write meta", &dir)(error)
+        })
+    }
+
+    /// Notes durably, before the first write of `synchronous=OFF`, that a power failure may leave the file ahead of
+    /// the log. `write_back` takes the note away.
+    fn note_unsynced(&self, state: &mut State) -> Result<(), OpError> {
+        state.unsynced_writes += 1;
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+        if tracked.meta.unsynced_boot.is_some() {
+            return Ok(());
+        }
+        tracked.meta.unsynced_boot = Some(clock::boot_id().unwrap_or_default());
+        let dir = super::Tracked::log_dir(&self.shared, tracked.id);
+        tracked.meta.save(&dir).map_err(|error| {
+            tracked.meta.unsynced_boot = None;
             disk_error("write meta", &dir)(error)
         })
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::Database;
@@ -41,6 +41,7 @@ pub struct Shared {
     is_primary: AtomicBool,
     epoch: AtomicU64,
     client: OnceLock<Arc<Pool>>,
+    occupied: AtomicUsize,
     listener: Box<dyn Fn(Event) + Send + Sync>,
 }
 
@@ -70,8 +71,15 @@ impl Shared {
             is_primary: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
             client: OnceLock::new(),
+            occupied: AtomicUsize::new(0),
             listener,
         }
+    }
+
+    /// How many databases are in a long operation under their locks.
+    #[must_use]
+    pub fn occupied(&self) -> &AtomicUsize {
+        &self.occupied
     }
 
     /// Whether this node takes writes.

@@ -32,6 +32,10 @@ pub(super) struct State {
     pub(super) warned_about_journal_mode: bool,
     /// Counts writes to the database file outside every journal, to tell that none came meanwhile.
     pub(super) unlogged_writes: u64,
+    /// Counts writes to the database file that the log was perhaps not durable for.
+    pub(super) unsynced_writes: u64,
+    /// The application syncs its WAL before it copies it into the database file.
+    pub(super) wal_is_synced: bool,
     /// Counts commits in the WAL, and how many of them the wal-index is known to show.
     pub(super) wal_commits: u64,
     pub(super) wal_commits_published: u64,

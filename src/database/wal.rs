@@ -43,6 +43,7 @@ impl Database {
             WalEvent::None => return put(&mut state.wal, ""),
             WalEvent::Restarted => {
                 put(&mut state.wal, "")?;
+                state.wal_is_synced = false;
                 let unseen = self.unseen_pages(state)?;
                 if unseen.is_empty() {
                     state.all_is_backfilled();
@@ -132,6 +133,7 @@ impl Database {
             }
             Ok(true)
         };
+        let _occupied = self.occupy(pages.len());
         let transaction = Transaction {
             page_size,
             commit: commit.commit,
@@ -196,6 +198,7 @@ impl Database {
         let unseen = self.unseen_pages(state)?;
         state.wal.removed();
         state.wal_is_known = true;
+        state.wal_is_synced = false;
         if unseen.is_empty() {
             state.all_is_backfilled();
             return Ok(());

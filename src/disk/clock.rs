@@ -10,6 +10,18 @@ pub fn wall_ms() -> i64 {
     i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// What tells this boot of the machine from another; `None` if the kernel does not say. What was not synced survives
+/// until the next one.
+#[must_use]
+pub fn boot_id() -> Option<String> {
+    #[cfg(debug_assertions)]
+    if let Some(id) = std::env::var("WEIR_FAULT_BOOT").ok().filter(|id| !id.is_empty()) {
+        return Some(id);
+    }
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(id.trim_end().to_owned())
+}
+
 /// Time since boot, suspended time included: what leases and lag are measured on.
 #[must_use]
 pub fn boottime() -> Duration {

@@ -17,7 +17,10 @@
 //! `half` (half of a write is done), `sync`, `truncate`, `rename`, `remove`, `dirsync`. Which of them exist is what
 //! `tests/faults/matrix.rs` goes through.
 //!
-//! With `WEIR_FAULT_CONTROL=FILE` the faults are what that file holds at the moment, so that a test can arm a running
+//! `WEIR_FAULT_BOOT` stands for the machine's boot: another value is another boot. `pause` waits where it is armed until
+//! it is no more.
+//!
+//! With `WEIR_FAULT_CONTROL=FILE` the faults are what that file, once it exists, holds at the moment, so that a test can arm a running
 //! daemon; every hit is noted in `FILE.hit`.
 
 use std::io;
@@ -60,6 +63,17 @@ pub fn step(class: &str, step: &str) -> io::Result<()> {
     #[cfg(not(debug_assertions))]
     let _ = (class, step);
     Ok(())
+}
+
+/// Waits while the place is armed.
+#[inline]
+pub fn pause(place: &str) {
+    #[cfg(debug_assertions)]
+    while armed::hit(place, "").is_some() {
+        std::thread::park_timeout(std::time::Duration::from_millis(5));
+    }
+    #[cfg(not(debug_assertions))]
+    let _ = place;
 }
 
 /// Kills the process whose request this thread serves if the place is armed.
@@ -137,12 +151,12 @@ mod armed {
     /// Whether a place is hit, and if so whether by a full disk.
     pub(super) fn hit(class: &str, step: &str) -> Option<bool> {
         let mut faults = FAULTS.lock();
-        if let Some(control) = &*CONTROL {
-            let text = std::fs::read_to_string(control).unwrap_or_default();
-            if text != faults.text {
-                faults.faults = parse(&text);
-                faults.text = text;
-            }
+        if let Some(control) = &*CONTROL
+            && let Ok(text) = std::fs::read_to_string(control)
+            && text != faults.text
+        {
+            faults.faults = parse(&text);
+            faults.text = text;
         }
         let is_place = |place: &str| match place.split_once('.') {
             Some(parts) => parts == (class, step),

@@ -27,7 +27,7 @@ use super::errno::RequestError;
 use super::files::{self, Opened, PendingOpen};
 use super::names::Found;
 use super::requests::RequestKind;
-use super::tree::{Entry, TTL, Tree};
+use super::tree::{Caller, Entry, TTL, Tree};
 
 /// Largest write in one request. SQLite writes a page or a frame at a time; copies write more.
 const WRITE_MAX: u32 = 1 << 20;
@@ -117,6 +117,59 @@ impl Tree {
     }
 
     /// Completes an open where it may wait, and answers.
+    fn serve_open(self: &Arc<Self>, ino: u64, flags: OpenFlags, caller: Caller, reply: ReplyOpen) {
+        match self.open(ino, flags, caller) {
+            Ok(Opened::Special(fh)) => {
+                reply.opened(
+                    FileHandle(fh),
+                    FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
+                );
+            }
+            Ok(Opened::File(pending)) => {
+                let flags = file_flags(pending.is_read_only());
+                self.answer_open(pending, move |tree, result| match result {
+                    Ok(fh) => reply.opened(FileHandle(fh), flags),
+                    Err(error) => reply.error(tree.refuse(RequestKind::Open, &error)),
+                });
+            }
+            Err(error) => reply.error(self.refuse(RequestKind::Open, &error)),
+        }
+    }
+
+    fn serve_write(&self, fh: u64, offset: u64, data: &[u8], drops: bool, reply: ReplyWrite) {
+        match self.write(fh, offset, data, drops) {
+            Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(self.refuse(RequestKind::Write, &error)),
+        }
+    }
+
+    fn serve_create(
+        self: &Arc<Self>,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+        caller: Caller,
+        reply: ReplyCreate,
+    ) {
+        match self.create(parent, name, mode, flags, caller) {
+            Ok((Entry { attr, generation, ttl }, pending)) => {
+                let flags = file_flags(pending.is_read_only());
+                self.answer_open(pending, move |tree, result| match result {
+                    Ok(fh) => {
+                        reply.created(&ttl, &attr, Generation(generation), FileHandle(fh), flags);
+                    }
+                    Err(error) => {
+                        // The kernel does not learn of the entry.
+                        tree.nodes.forget(attr.ino.0, 1);
+                        reply.error(tree.refuse(RequestKind::Create, &error));
+                    }
+                });
+            }
+            Err(error) => reply.error(self.refuse(RequestKind::Create, &error)),
+        }
+    }
+
     fn answer_open(
         self: &Arc<Self>,
         pending: PendingOpen,
@@ -256,6 +309,9 @@ impl Filesystem for Fuse {
             match size {
                 // Without a handle a replica may have to take the write lock first.
                 Some(_) if fh.is_none() => tree.wait_elsewhere(answer),
+                Some(_) if fh.is_some_and(|fh| tree.is_occupied(fh.0)) => {
+                    tree.park_if(true, move |tree| answer(tree));
+                }
                 Some(_) if tree.may_wait_for_length(fh.map(|fh| fh.0)) => tree.wait(answer),
                 Some(_) | None => answer(tree),
             }
@@ -365,21 +421,11 @@ impl Filesystem for Fuse {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.serve(RequestKind::Open, |tree| match tree.open(ino.0, flags, tree.caller(request)) {
-            Ok(Opened::Special(fh)) => {
-                reply.opened(
-                    FileHandle(fh),
-                    FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
-                );
-            }
-            Ok(Opened::File(pending)) => {
-                let flags = file_flags(pending.is_read_only());
-                tree.answer_open(pending, move |tree, result| match result {
-                    Ok(fh) => reply.opened(FileHandle(fh), flags),
-                    Err(error) => reply.error(tree.refuse(RequestKind::Open, &error)),
-                });
-            }
-            Err(error) => reply.error(tree.refuse(RequestKind::Open, &error)),
+        self.serve(RequestKind::Open, |tree| {
+            let caller = tree.caller(request);
+            tree.park_if(tree.is_node_occupied(ino.0), move |tree| {
+                tree.serve_open(ino.0, flags, caller, reply);
+            });
         });
     }
 
@@ -394,26 +440,12 @@ impl Filesystem for Fuse {
         reply: ReplyCreate,
     ) {
         self.serve(RequestKind::Create, |tree| {
-            match tree.create(parent.0, name, mode, flags, tree.caller(request)) {
-                Ok((Entry { attr, generation, ttl }, pending)) => {
-                    let flags = file_flags(pending.is_read_only());
-                    tree.answer_open(pending, move |tree, result| match result {
-                        Ok(fh) => reply.created(
-                            &ttl,
-                            &attr,
-                            Generation(generation),
-                            FileHandle(fh),
-                            flags,
-                        ),
-                        Err(error) => {
-                            // The kernel does not learn of the entry.
-                            tree.nodes.forget(attr.ino.0, 1);
-                            reply.error(tree.refuse(RequestKind::Create, &error));
-                        }
-                    });
-                }
-                Err(error) => reply.error(tree.refuse(RequestKind::Create, &error)),
-            }
+            let (name, caller) = (name.to_owned(), tree.caller(request));
+            let is_occupied = tree.store.is_any_occupied()
+                && tree.directory(parent.0).is_ok_and(|at| tree.is_name_occupied(&at, &name));
+            tree.park_if(is_occupied, move |tree| {
+                tree.serve_create(parent.0, &name, mode, flags, caller, reply);
+            });
         });
     }
 
@@ -457,9 +489,13 @@ impl Filesystem for Fuse {
         fault::request_from(request.pid());
         self.serve(RequestKind::Write, |tree| {
             let drops = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-            match tree.write(fh.0, offset, data, drops) {
-                Ok(()) => reply.written(u32::try_from(data.len()).unwrap_or(u32::MAX)),
-                Err(error) => reply.error(tree.refuse(RequestKind::Write, &error)),
+            if tree.is_occupied(fh.0) {
+                let data = data.to_owned();
+                tree.park_if(true, move |tree| {
+                    tree.serve_write(fh.0, offset, &data, drops, reply);
+                });
+            } else {
+                tree.serve_write(fh.0, offset, data, drops, reply);
             }
         });
     }
@@ -473,11 +509,13 @@ impl Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         let tid = request.pid();
-        self.serve(RequestKind::Flush, |tree| match tree.needs_flush(fh.0) {
-            Some(handle) => tree.wait_elsewhere(move |tree| {
-                tree.reply_empty(RequestKind::Flush, files::flush(&handle, tid), reply);
-            }),
-            None => reply.ok(),
+        self.serve(RequestKind::Flush, |tree| {
+            tree.park_if(tree.is_occupied(fh.0), move |tree| match tree.needs_flush(fh.0) {
+                Some(handle) => tree.wait_elsewhere(move |tree| {
+                    tree.reply_empty(RequestKind::Flush, files::flush(&handle, tid), reply);
+                }),
+                None => reply.ok(),
+            });
         });
     }
 
@@ -492,8 +530,10 @@ impl Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         self.serve(RequestKind::Release, |tree| {
-            tree.release(fh.0);
-            reply.ok();
+            tree.park_if(tree.is_occupied(fh.0), move |tree| {
+                tree.release(fh.0);
+                reply.ok();
+            });
         });
     }
 
@@ -506,6 +546,11 @@ impl Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         self.serve(RequestKind::Fsync, |tree| {
+            if tree.is_occupied(fh.0) {
+                return tree.park_if(true, move |tree| {
+                    tree.reply_empty(RequestKind::Fsync, tree.fsync(fh.0), reply);
+                });
+            }
             tree.wait(move |tree| {
                 tree.reply_empty(RequestKind::Fsync, tree.fsync(fh.0), reply);
             });

@@ -370,6 +370,7 @@ impl Mount {
                 "applications keep files open: they are cut off when this process ends"
             );
         }
+        self.tree.parked.close(END_WAIT);
         self.tree.workers.close(END_WAIT);
         Ok(())
     }

@@ -83,6 +83,8 @@ pub(super) struct Tree {
     pub(super) handles: Handles,
     pub(super) store: Arc<Store>,
     pub(super) workers: Workers,
+    /// For requests on databases in a long operation: there may be many, and the others must not wait behind them.
+    pub(super) parked: Workers,
     pub(super) requests: Requests,
     /// Held for writing while a name changes on disk and in [`Nodes`]; whoever holds it for reading sees
     /// the two agree. It is never held while anything else is waited for.
@@ -105,6 +107,7 @@ impl Tree {
             handles: Handles::default(),
             store,
             workers: Workers::default(),
+            parked: Workers::default(),
             requests: Requests::default(),
             renames: RwLock::new(()),
             pool,
@@ -143,6 +146,38 @@ impl Tree {
     pub(super) fn wait_elsewhere(self: &Arc<Self>, job: impl FnOnce(&Self) + Send + 'static) {
         let tree = Arc::clone(self);
         self.workers.run(move || job(&tree));
+    }
+
+    /// Runs a request: on this thread, unless it would wait for a database in a long operation.
+    pub(super) fn park_if(
+        self: &Arc<Self>,
+        is_occupied: bool,
+        job: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) {
+        if is_occupied {
+            let tree = Arc::clone(self);
+            self.parked.run(move || job(&tree));
+        } else {
+            job(self);
+        }
+    }
+
+    /// Whether an open file's database is in a long operation.
+    pub(super) fn is_occupied(&self, fh: u64) -> bool {
+        self.store.is_any_occupied()
+            && self.handles.file(fh).is_some_and(|handle| handle.db.is_occupied())
+    }
+
+    /// Whether the database of a node is in a long operation.
+    pub(super) fn is_node_occupied(&self, ino: u64) -> bool {
+        self.store.is_any_occupied()
+            && self.locate(ino).is_some_and(|at| self.is_name_occupied(&at.directory, &at.name))
+    }
+
+    /// Whether the database of a name is in a long operation.
+    pub(super) fn is_name_occupied(&self, directory: &Directory<'_>, name: &OsStr) -> bool {
+        self.store.is_any_occupied()
+            && directory.child(name).is_ok_and(|path| self.store.resolve(&path).0.is_occupied())
     }
 
     /// A directory to work in.

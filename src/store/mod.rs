@@ -168,6 +168,12 @@ impl Store {
         self.catalog.lock().by_name(name).filter(|db| db.id().is_some())
     }
 
+    /// Whether a database is in a long operation under its lock.
+    #[must_use]
+    pub fn is_any_occupied(&self) -> bool {
+        self.shared.occupied().load(std::sync::atomic::Ordering::Acquire) > 0
+    }
+
     /// Reports changes from now on.
     #[must_use]
     pub fn subscribe(&self) -> Subscription {

@@ -23,6 +23,7 @@
 
 mod harness;
 
+mod busy;
 mod crashes;
 mod full_disk;
 mod lost;

@@ -115,3 +115,54 @@ fn fuse_power_loss_of_a_replica_lets_it_catch_up() {
         cluster.converge(&db);
     }
 }
+
+/// `synchronous=OFF` lets the file become durable before the log; after a power failure nobody may go on as if it were
+/// what the log says.
+#[test]
+fn fuse_power_loss_with_synchronous_off_is_noticed() {
+    let work = [
+        ("delete", "UPDATE t SET b = randomblob(3000) WHERE a > 40"),
+        ("wal", "UPDATE t SET b = randomblob(3000) WHERE a > 40; PRAGMA wal_checkpoint"),
+        ("delete", "BEGIN; UPDATE t SET b = randomblob(3000)"),
+    ];
+    for (mode, work) in work {
+        let mut cluster = Cluster::prepare();
+        let Some(disk) = Disk::ext4(&cluster.outside().join("disk"), 96) else { return };
+        cluster.a.data_is_on(&disk);
+        cluster.a.boot = "first";
+        cluster.a.start();
+        cluster.b.start();
+        let path = cluster.a.path(DB);
+        sql(
+            &path,
+            &format!(
+                "PRAGMA journal_mode={mode}; CREATE TABLE t(a INTEGER PRIMARY KEY, b);
+                 WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 99)
+                 INSERT INTO t SELECT i, randomblob(3000) FROM n"
+            ),
+        );
+        cluster.converge(DB);
+        // Written back in order, and opened again.
+        assert!(cluster.a.stop().unwrap().success());
+        cluster.a.start();
+        let before = cluster.a.image(DB).checksum();
+        let db = crate::harness::connect(&path);
+        db.execute_batch(&format!("PRAGMA synchronous=OFF; PRAGMA cache_size=2; {work}")).unwrap();
+        // The kernel writes the database out, and nothing else.
+        std::fs::File::open(cluster.a.backing(DB)).unwrap().sync_data().unwrap();
+        disk.cut_power();
+        cluster.a.kill9();
+        drop(db);
+        disk.power_up();
+        cluster.a.boot = "second";
+        cluster.a.start();
+        assert_eq!(cluster.a.quarantine(DB), None, "{mode}, {work}");
+        let image = cluster.a.image(DB).checksum();
+        let is_ahead = cluster.a.log().contains("left the file ahead of the log");
+        println!("{mode}, {work}: ahead {is_ahead}, changed {}", image != before);
+        let pos = cluster.a.pos(DB).unwrap();
+        let sum = format!("{:016x}", image.get());
+        assert_eq!(pos.split('/').nth(1), Some(&*sum), "{mode}, {work}: log and file");
+        drop(cluster);
+    }
+}

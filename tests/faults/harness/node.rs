@@ -30,6 +30,8 @@ pub(crate) struct Node {
     pub(crate) name: &'static str,
     pub(crate) data: PathBuf,
     pub(crate) mount: PathBuf,
+    /// Stands for the machine's boot; empty for the real one.
+    pub(crate) boot: &'static str,
     config: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -146,7 +148,7 @@ impl Node {
              [lease]\ntype = \"static\"\nprimary = \"a\"\npeers = {{ {peers} }}\n"
         );
         fs::write(&config, text).unwrap();
-        Self { name, data, mount, config, log: root.join("log"), child: None }
+        Self { name, data, mount, config, boot: "", log: root.join("log"), child: None }
     }
 
     /// Moves the data directory of a node that was not started yet to a disk of its own.
@@ -216,6 +218,7 @@ impl Node {
             .arg("mount")
             .env("WEIR_FAULT", fault)
             .env("WEIR_FAULT_CONTROL", self.control())
+            .env("WEIR_FAULT_BOOT", self.boot)
             .env("RUST_BACKTRACE", "1")
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
