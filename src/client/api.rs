@@ -189,11 +189,19 @@ pub enum Answer {
     Holder(Option<Holder>),
 }
 
+fn holder_text(holder: Option<Holder>) -> String {
+    match holder {
+        Some(Holder::Process(pid)) => format!("process {pid}"),
+        Some(Holder::Description) => "an open file".to_owned(),
+        None => "nobody that the system names".to_owned(),
+    }
+}
+
 /// Why a request to a lane failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// A lock was not to be had in time: ask again.
-    #[error("{path}: waiting for {lock} took too long (held by {holder:?})")]
+    #[error("{path}: waiting for {lock} took too long, held by {}", holder_text(*holder))]
     Busy {
         /// The database.
         path: PathBuf,

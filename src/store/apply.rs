@@ -4,7 +4,7 @@
 //! Databases apply in parallel, the transactions of one in order.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
@@ -15,6 +15,8 @@ use crate::types::DbId;
 
 /// Wait before a batch that found the database locked by readers is tried again.
 const RETRY: Duration = Duration::from_millis(20);
+/// For how long a reader may hold a database back before it is said.
+const HELD_BACK_MAX: Duration = Duration::from_secs(5);
 /// Wait after an error that is not a lock.
 const RETRY_ERROR: Duration = Duration::from_secs(1);
 
@@ -56,6 +58,7 @@ impl Store {
             let (before, after, transactions) = (batch.before, batch.after, batch.transactions);
             match client.call(id, Request::Apply { name: db.name(), change: batch.change }) {
                 Ok(answer) => {
+                    self.held_back.lock().remove(&id);
                     db.batch_applied(before, after);
                     if let Answer::State(state) = answer
                         && state.is_written_back()
@@ -64,12 +67,25 @@ impl Store {
                     }
                     debug!(db = %db.name(), txid = ?after.txid, transactions, "applied");
                 }
-                Err(ClientError::Busy { .. }) => return Some(RETRY),
+                Err(busy @ ClientError::Busy { .. }) => {
+                    self.is_held_back(db, id, &busy);
+                    return Some(RETRY);
+                }
                 Err(error) => {
                     warn!(db = %db.name(), %error, "apply");
                     return Some(RETRY_ERROR);
                 }
             }
+        }
+    }
+
+    /// Says once, after a while, that somebody who reads keeps received transactions from being applied.
+    fn is_held_back(&self, db: &Database, id: DbId, busy: &ClientError) {
+        let mut held_back = self.held_back.lock();
+        let (since, is_said) = held_back.entry(id).or_insert_with(|| (Instant::now(), false));
+        if !*is_said && since.elapsed() > HELD_BACK_MAX {
+            *is_said = true;
+            warn!(db = %db.name(), error = %busy, "a reader holds back received transactions: end its transaction");
         }
     }
 

@@ -123,6 +123,8 @@ pub struct Store {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Databases whose write lock this replica holds for an application.
     fenced: Mutex<HashSet<DbId>>,
+    /// Databases that a reader keeps from being applied: since when, and whether that was said.
+    held_back: Mutex<HashMap<DbId, (Instant, bool)>>,
     /// Databases that `client` may have open, and when it was last asked.
     used: Mutex<HashMap<DbId, Instant>>,
     followers: Mutex<HashMap<NodeId, HashMap<DbId, Option<Txid>>>>,

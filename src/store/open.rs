@@ -58,6 +58,7 @@ impl Store {
                 stop: Default::default(),
                 threads: Mutex::default(),
                 fenced: Mutex::default(),
+                held_back: Mutex::default(),
                 used: Mutex::default(),
                 followers: Mutex::default(),
                 level_at: Mutex::default(),

@@ -123,6 +123,25 @@ fn fuse_readers_of_a_rollback_database_on_a_replica_see_every_step() {
 }
 
 #[test]
+fn fuse_a_reader_that_holds_back_a_database_is_named() {
+    let cluster = Cluster::start(2);
+    sqlite3_ok(&cluster.path("x.db"), "CREATE TABLE t(a); INSERT INTO t VALUES (1);");
+    cluster.converge("x.db");
+    let mut reader = Worker::on(&cluster.replicas()[0].path("x.db"));
+    reader.ok("BEGIN; SELECT * FROM t");
+    sqlite3_ok(&cluster.path("x.db"), "INSERT INTO t VALUES (2);");
+    until("the replica says what it waits for", PATIENCE, || {
+        let text = cluster.replicas()[0].log_text();
+        let line = text.lines().find(|line| line.contains("a reader holds back"))?.to_owned();
+        assert!(line.contains("x.db") && line.contains("process"), "{line}");
+        Some(())
+    });
+    assert_eq!(reader.value("SELECT count(*) FROM t"), "1");
+    reader.ok("COMMIT");
+    cluster.converge("x.db");
+}
+
+#[test]
 fn fuse_a_replica_that_was_away_catches_up() {
     let mut cluster = Cluster::start(2);
     let mut db = Worker::on(&cluster.path("x.db"));
