@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use parking_lot::RwLock;
 
 use super::journal::{Cut, End, Log, LogOptions};
+use super::record;
 use super::segment::{self, RECORDS_AT, Scanned, Seal, SegmentId, Tail, Window};
 use super::state::{Active, Closed, Index, Shared, Unsynced, disk, open_segment};
 use super::{LogError, LogReader, LogSync, RecordInfo};
@@ -166,7 +167,9 @@ impl Recovery {
         loop {
             let active = candidates.next().expect("BUG: a log without segments");
             let next = candidates.peek().map(|next| next.id.base);
-            if let Some(seal) = active.seal.filter(|seal| Some(seal.position) == next) {
+            if let Some(seal) = active.seal.filter(|seal| Some(seal.position) == next)
+                && active.has_room_for(&seal)
+            {
                 if durable == closed.len() {
                     durable += 1;
                 }
@@ -214,11 +217,13 @@ impl Recovery {
         let mut window = Window::new(&segment.file, segment.bytes, SCAN_BYTES);
         let mut from = (RECORDS_AT, segment.id.base);
         if let Some(seal) = segment.seal {
-            let holds = seal.last_at == 0
-                || segment
-                    .record_at(seal.last_at)?
-                    .is_some_and(|(_, info)| info.pos() == seal.position);
-            if holds && seal.end <= segment.bytes {
+            let holds = segment.has_room_for(&seal)
+                && (seal.last_at == 0
+                    || segment.record_at(seal.last_at)?.is_some_and(|(at, info)| {
+                        info.pos() == seal.position
+                            && at + record::stored_bytes(info.ltx_bytes) == seal.end
+                    }));
+            if holds {
                 from = (seal.end, seal.position);
             }
         }
@@ -277,6 +282,15 @@ impl Candidate {
     fn close(self, seal: Seal, marks: &[segment::Mark]) -> (Closed, Arc<File>) {
         let Self { id, bytes, file, .. } = self;
         (Closed { id, seal, bytes, marks: marks.into() }, Arc::new(file))
+    }
+
+    /// Whether a seal can be of this file: it promises no more than is there, and that there is no record exactly if
+    /// it ends where the first one would begin.
+    fn has_room_for(&self, seal: &Seal) -> bool {
+        if seal.last_at == 0 {
+            return seal.end == RECORDS_AT && seal.position == self.id.base;
+        }
+        seal.last_at >= RECORDS_AT && seal.last_at < seal.end && seal.end <= self.bytes
     }
 
     fn record_at(&self, at: u64) -> Result<Option<(u64, RecordInfo)>, LogError> {

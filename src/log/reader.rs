@@ -17,6 +17,9 @@ use crate::types::{Pos, Txid};
 
 /// Bytes read at once while looking for a record.
 const WALK_BYTES: usize = 16 << 10;
+/// Bytes read at once while taking records.
+const PIECE_BYTES: usize = 1 << 20;
+const UNFIT: &str = "the checksum of a record's content does not fit";
 
 /// What lies behind a position.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -196,6 +199,8 @@ impl LogReader {
     }
 
     /// Reads whole records from `start` on; returns where the next one begins.
+    ///
+    /// In pieces, so that memory is taken for what is found, not for what a length promises.
     fn records(
         &self,
         file: &File,
@@ -203,41 +208,110 @@ impl LogReader {
         start: u64,
         bytes_max: usize,
     ) -> Result<(Vec<(RecordInfo, Bytes)>, u64), LogError> {
-        let seed = place.segment.seed;
-        let mut bytes = self.bytes(file, place, start, bytes_max.saturating_add(HEADER_BYTES))?;
         let mut records = Vec::new();
-        let mut at = 0;
-        let mut ltx_total = 0_usize;
-        while start + (at as u64) < place.end {
-            if at + HEADER_BYTES > bytes.len() {
+        let mut at = start;
+        let mut left = bytes_max;
+        while at < place.end {
+            let wanted = left.saturating_add(HEADER_BYTES).min(PIECE_BYTES);
+            let piece = self.bytes(file, place, at, wanted)?;
+            let (end, is_full) = self.whole_records(place, at, &piece, &mut left, &mut records)?;
+            let took_some = end > at;
+            at = end;
+            if is_full && !records.is_empty() {
                 break;
             }
-            let damaged = |what| self.damaged(place, start + at as u64, what);
-            let header = Header::decode(seed, &bytes[at..])
-                .ok_or_else(|| damaged("no record where one was written"))?;
-            let stored =
-                usize::try_from(record::stored_bytes(header.info.ltx_bytes)).unwrap_or(usize::MAX);
-            if start + (at + stored) as u64 > place.end {
-                return Err(damaged("a record reaches beyond the end"));
+            if !took_some {
+                // A record that does not fit into the piece, or alone is more than was asked for.
+                let (record, end) = self.long_record(file, place, at)?;
+                left = left.saturating_sub(record.1.len());
+                records.push(record);
+                at = end;
             }
-            ltx_total += header.info.ltx_bytes as usize;
-            if at + stored > bytes.len() || ltx_total > bytes_max {
-                if at > 0 {
-                    break;
-                }
-                if stored > bytes.len() {
-                    bytes = self.bytes(file, place, start, stored)?;
-                }
+        }
+        Ok((records, at))
+    }
+
+    /// Takes the records that lie whole in `piece`, which was read at `start`; returns where they end, and whether
+    /// the next one is more than is `left` to take.
+    fn whole_records(
+        &self,
+        place: &Place,
+        start: u64,
+        piece: &Bytes,
+        left: &mut usize,
+        records: &mut Vec<(RecordInfo, Bytes)>,
+    ) -> Result<(u64, bool), LogError> {
+        let mut at = 0;
+        while piece.len() - at >= HEADER_BYTES {
+            let offset = start + at as u64;
+            let (header, stored) = self.checked_header(place, offset, &piece[at..])?;
+            let ltx_bytes = header.info.ltx_bytes as usize;
+            if ltx_bytes > *left {
+                return Ok((offset, true));
             }
-            let ltx_at = at + HEADER_BYTES;
-            if record::payload_crc(seed, &bytes[ltx_at..at + stored], &[]) != header.payload_crc {
-                return Err(damaged("the checksum of a record's content does not fit"));
+            if stored > piece.len() - at {
+                break;
             }
-            let ltx = bytes.slice(ltx_at..ltx_at + header.info.ltx_bytes as usize);
+            let ltx = self.checked_payload(place, offset, &header, piece.slice(at..at + stored))?;
             records.push((header.info, ltx));
+            *left -= ltx_bytes;
             at += stored;
         }
-        Ok((records, start + at as u64))
+        Ok((start + at as u64, false))
+    }
+
+    /// One record of any length. A long one is compared with its checksum before memory is taken for it.
+    fn long_record(
+        &self,
+        file: &File,
+        place: &Place,
+        at: u64,
+    ) -> Result<((RecordInfo, Bytes), u64), LogError> {
+        let seed = place.segment.seed;
+        let begin = self.bytes(file, place, at, HEADER_BYTES)?;
+        let (header, stored) = self.checked_header(place, at, &begin)?;
+        if stored > PIECE_BYTES {
+            let is_whole = Window::new(file, place.end, WALK_BYTES)
+                .payload_is_whole(seed, at, &header)
+                .map_err(self.shared.disk("read segment", &place.segment))?;
+            if !is_whole {
+                return Err(self.damaged(place, at, UNFIT));
+            }
+        }
+        let bytes = self.bytes(file, place, at, stored)?.slice(..stored);
+        let ltx = self.checked_payload(place, at, &header, bytes)?;
+        Ok(((header.info, ltx), at + stored as u64))
+    }
+
+    /// The header at `at`, where `bytes` begin, and the length of its record.
+    fn checked_header(
+        &self,
+        place: &Place,
+        at: u64,
+        bytes: &[u8],
+    ) -> Result<(Header, usize), LogError> {
+        let header = Header::decode(place.segment.seed, bytes)
+            .ok_or_else(|| self.damaged(place, at, "no record where one was written"))?;
+        let stored = record::stored_bytes(header.info.ltx_bytes);
+        if stored > place.end - at {
+            return Err(self.damaged(place, at, "a record reaches beyond the end"));
+        }
+        Ok((header, usize::try_from(stored).unwrap_or(usize::MAX)))
+    }
+
+    /// The LTX file of a record.
+    fn checked_payload(
+        &self,
+        place: &Place,
+        at: u64,
+        header: &Header,
+        record: Bytes,
+    ) -> Result<Bytes, LogError> {
+        let crc = record::payload_crc(place.segment.seed, &record[HEADER_BYTES..], &[]);
+        if crc != header.payload_crc {
+            return Err(self.damaged(place, at, UNFIT));
+        }
+        Ok(record.slice(HEADER_BYTES..HEADER_BYTES + header.info.ltx_bytes as usize))
     }
 
     /// `wanted` bytes at `at`, fewer if the records end before.

@@ -195,6 +195,7 @@ impl RecordInfo {
     pub fn follows(&self, position: Pos) -> bool {
         self.min == position.next_txid()
             && self.max >= self.min
+            && self.max < Txid::END
             && self.pre == position.checksum
             && self.epoch >= position.epoch
     }

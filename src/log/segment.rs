@@ -30,7 +30,7 @@ use bytes::{Buf as _, BufMut as _};
 
 use super::record::{self, HEADER_BYTES, Header};
 use super::{LogError, RecordInfo};
-use crate::types::{Checksum, Epoch, Pos, Txid};
+use crate::types::{Pos, Txid};
 
 /// What a disk writes as a whole; the header and the seal are one each.
 pub(super) const SECTOR: usize = 512;
@@ -70,14 +70,16 @@ pub(super) fn path(dir: &Path, history: u32, first: Txid) -> PathBuf {
     dir.join(format!("{history:08x}-{first}.seg"))
 }
 
-/// History and first transaction of a file name; `None` for other files.
+/// History and first transaction of a file name; `None` for other files. The last number is no history, so
+/// that each has a next.
 pub(super) fn parse_name(name: &OsStr) -> Option<(u32, Txid)> {
     let (history, first) = name.to_str()?.strip_suffix(".seg")?.split_once('-')?;
     if history.len() != 8 || first.len() != 16 {
         return None;
     }
     let first = Txid::new(u64::from_str_radix(first, 16).ok()?)?;
-    Some((u32::from_str_radix(history, 16).ok()?, first))
+    let history = u32::from_str_radix(history, 16).ok()?;
+    (history < u32::MAX).then_some((history, first))
 }
 
 fn put_pos(out: &mut impl bytes::BufMut, pos: Pos) {
@@ -87,9 +89,8 @@ fn put_pos(out: &mut impl bytes::BufMut, pos: Pos) {
 }
 
 fn get_pos(fields: &mut &[u8]) -> Option<Pos> {
-    let epoch = Epoch::new(fields.get_u64());
-    let txid = Txid::new(fields.get_u64());
-    Some(Pos { epoch, txid, checksum: Checksum::from_stored(fields.get_u64())? })
+    let (epoch, txid, checksum) = (fields.get_u64(), fields.get_u64(), fields.get_u64());
+    Pos::from_stored(epoch, txid, checksum)
 }
 
 fn close_sector(bytes: &mut [u8; SECTOR], seed: u32) {
@@ -322,10 +323,23 @@ pub(super) enum Tail {
     Damaged,
 }
 
+/// After so many zeros the system is asked where the next byte is that was ever written.
+const HOLE_BYTES: u64 = 256 << 10;
+
+/// Where data begins at or behind `at`, the holes of a sparse file left out; `None` if nothing but holes follows.
+fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+        Ok(data) => Ok(Some(data.max(at))),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Looks at what lies between the last whole record and the end of the file.
 pub(super) fn tail(window: &mut Window<'_>, seed: u32, from: u64, after: Pos) -> io::Result<Tail> {
     let mut found = Tail::Clean;
     let mut at = from;
+    let mut zeros = 0;
     loop {
         let bytes = window.bytes(at, SECTOR)?;
         if bytes.is_empty() {
@@ -334,8 +348,16 @@ pub(super) fn tail(window: &mut Window<'_>, seed: u32, from: u64, after: Pos) ->
         let length = bytes.len();
         if bytes.iter().all(|byte| *byte == 0) {
             at += length as u64;
+            zeros += length as u64;
+            if zeros >= HOLE_BYTES {
+                zeros = 0;
+                let Some(data) = next_data(window.file, at)? else { return Ok(found) };
+                // Records begin at multiples of their alignment, and so do steps of a sector from `from`.
+                at += (data - at) / SECTOR as u64 * SECTOR as u64;
+            }
             continue;
         }
+        zeros = 0;
         found = Tail::Torn;
         let starts: Vec<u64> = (0..length)
             .step_by(record::ALIGN)

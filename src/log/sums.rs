@@ -28,7 +28,7 @@ use bytes::{Buf as _, BufMut as _};
 use super::SumsError;
 use super::segment::read_up_to;
 use crate::disk::{fault, replace, sync_data, write_all_at};
-use crate::types::{Checksum, Epoch, PageNo, PageSize, Pos, Txid};
+use crate::types::{Checksum, PageNo, PageSize, Pos};
 
 const BLOCK_BYTES: usize = 4096;
 /// Sums in a block.
@@ -53,8 +53,8 @@ pub struct PageSums {
     file: File,
     page_size: PageSize,
     pages: u32,
-    as_of: Pos,
-    generation: u64,
+    /// The header in force: what the file says.
+    stored: Header,
     /// Sums of pages beyond this are not in the file, whatever it holds there: the least size since
     /// the last flush.
     floor: u32,
@@ -130,8 +130,7 @@ impl PageSums {
             file,
             page_size: header.page_size,
             pages: header.pages,
-            as_of: header.as_of,
-            generation: header.generation,
+            stored: header,
             floor: header.pages,
             blocks: HashMap::new(),
             dirty: 0,
@@ -143,7 +142,7 @@ impl PageSums {
     /// The position of the last [`PageSums::flush`].
     #[must_use]
     pub fn as_of(&self) -> Pos {
-        self.as_of
+        self.stored.as_of
     }
 
     /// Size of the database's pages.
@@ -225,7 +224,11 @@ impl PageSums {
     /// The disk refused; the file is still good for the earlier position. A later call writes all of it
     /// again, so even after a failed `fsync` it is right.
     pub fn flush(&mut self, as_of: Pos) -> Result<(), SumsError> {
-        if self.dirty == 0 && self.pages == self.floor && as_of == self.as_of {
+        let Self { page_size, pages, .. } = *self;
+        let header = Header { page_size, pages, as_of, generation: self.stored.generation + 1 };
+        // The floor too: a size that shrank and grew again leaves void sums in the file.
+        let is_as_stored = Header { generation: self.stored.generation, ..header } == self.stored;
+        if self.dirty == 0 && is_as_stored && self.floor == pages {
             return Ok(());
         }
         if self.pages > self.floor {
@@ -245,14 +248,11 @@ impl PageSums {
         let sync =
             |file: &File| sync_data("sums", file).map_err(disk("sync page sums", &self.path));
         sync(&self.file)?;
-        let generation = self.generation + 1;
-        let header = Header { page_size: self.page_size, pages: self.pages, generation, as_of };
-        let slot = (generation % HEADER_BLOCKS) * BLOCK_BYTES as u64;
+        let slot = (header.generation % HEADER_BLOCKS) * BLOCK_BYTES as u64;
         let written = write_all_at("sums", &self.file, &header.encode(), slot);
         written.map_err(disk("write page sums header", &self.path))?;
         sync(&self.file)?;
-        self.generation = generation;
-        self.as_of = as_of;
+        self.stored = header;
         self.floor = self.pages;
         self.dirty = 0;
         for number in dirty {
@@ -385,10 +385,10 @@ impl Header {
         let pages = fields.get_u32();
         fields.advance(4);
         let generation = fields.get_u64();
-        let epoch = Epoch::new(fields.get_u64());
-        let txid = Txid::new(fields.get_u64());
-        let checksum = Checksum::from_stored(fields.get_u64())?;
-        Some(Ok(Self { page_size, pages, generation, as_of: Pos { epoch, txid, checksum } }))
+        let (epoch, txid, checksum) = (fields.get_u64(), fields.get_u64(), fields.get_u64());
+        let as_of = Pos::from_stored(epoch, txid, checksum)?;
+        // Half of the numbers are none: those that count flushes never end.
+        (generation < u64::MAX / 2).then_some(Ok(Self { page_size, pages, generation, as_of }))
     }
 }
 

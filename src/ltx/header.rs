@@ -112,9 +112,9 @@ pub enum HeaderError {
     /// Not a power of two from 512 to 65536.
     #[error("{0} is no page size")]
     PageSize(u32),
-    /// A transaction number of 0.
-    #[error("a transaction number is 0")]
-    TxidZero,
+    /// A transaction number of 0 or 2^64-1.
+    #[error("{0} is no transaction number")]
+    Txid(u64),
     /// The first transaction is after the last.
     #[error("the first transaction {min} is after the last {max}")]
     TxidOrder {
@@ -274,8 +274,8 @@ impl RawHeader {
             page_size: PageSize::new(self.page_size)
                 .ok_or(HeaderError::PageSize(self.page_size))?,
             commit: self.commit,
-            min_txid: Txid::new(self.min_txid).ok_or(HeaderError::TxidZero)?,
-            max_txid: Txid::new(self.max_txid).ok_or(HeaderError::TxidZero)?,
+            min_txid: Txid::new(self.min_txid).ok_or(HeaderError::Txid(self.min_txid))?,
+            max_txid: Txid::new(self.max_txid).ok_or(HeaderError::Txid(self.max_txid))?,
             timestamp_ms: self.timestamp_ms,
             pre_apply,
             wal: self.wal,
@@ -397,7 +397,8 @@ mod tests {
         assert_eq!(with(0, b"SQLi"), HeaderError::Magic);
         assert_eq!(with(4, &1u32.to_be_bytes()), HeaderError::Flags(1));
         assert_eq!(with(8, &1000u32.to_be_bytes()), HeaderError::PageSize(1000));
-        assert_eq!(with(16, &0u64.to_be_bytes()), HeaderError::TxidZero);
+        assert_eq!(with(16, &0u64.to_be_bytes()), HeaderError::Txid(0));
+        assert_eq!(with(24, &u64::MAX.to_be_bytes()), HeaderError::Txid(u64::MAX));
         assert_eq!(with(40, &5u64.to_be_bytes()), HeaderError::PreApplyFlagBit(5));
     }
 

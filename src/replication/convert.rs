@@ -50,7 +50,10 @@ impl From<Pos> for pb::Position {
 
 fn position(what: &'static str, raw: Option<pb::Position>) -> Result<Pos, Malformed> {
     let raw = present(what, raw)?;
-    let Some(txid) = Txid::new(raw.txid) else { return Ok(Pos::ZERO) };
+    if raw.txid == 0 {
+        return Ok(Pos::ZERO);
+    }
+    let txid = Txid::new(raw.txid).ok_or(Malformed::Position(what))?;
     let checksum = Checksum::from_stored(raw.checksum).ok_or(Malformed::Position(what))?;
     Ok(Pos { epoch: Epoch::new(raw.epoch), txid: Some(txid), checksum })
 }

@@ -14,12 +14,16 @@ impl Txid {
     /// The first transaction of every database.
     pub const FIRST: Self = Self(NonZeroU64::MIN);
 
-    /// `None` for 0, which is no transaction.
+    /// What would follow the last transaction. No transaction has this number: nothing that comes from outside
+    /// can bring it, and the log takes no record with it, so a transaction always has a next number.
+    pub const END: Self = Self(NonZeroU64::MAX);
+
+    /// `None` for 0 and 2^64-1, which are no transactions.
     #[must_use]
     pub const fn new(raw: u64) -> Option<Self> {
         match NonZeroU64::new(raw) {
-            Some(n) => Some(Self(n)),
-            None => None,
+            Some(n) if n.get() < u64::MAX => Some(Self(n)),
+            Some(_) | None => None,
         }
     }
 
@@ -29,10 +33,10 @@ impl Txid {
         self.0.get()
     }
 
-    /// The transaction after this one.
+    /// The transaction after this one; [`Txid::END`] after the last.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0.checked_add(1).expect("BUG: 2^64 transactions"))
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -63,6 +67,14 @@ pub struct Pos {
 impl Pos {
     /// The position of a database before its first transaction.
     pub const ZERO: Self = Self { epoch: Epoch::ZERO, txid: None, checksum: Checksum::EMPTY };
+
+    /// A position from its three numbers; `None` if they are none. The transaction 0 is the one before the first.
+    #[must_use]
+    pub fn from_stored(epoch: u64, txid: u64, checksum: u64) -> Option<Self> {
+        let number = if txid == 0 { None } else { Some(Txid::new(txid)?) };
+        let checksum = Checksum::from_stored(checksum)?;
+        Some(Self { epoch: Epoch::new(epoch), txid: number, checksum })
+    }
 
     /// The transaction that would follow.
     #[must_use]
@@ -106,13 +118,14 @@ impl FromStr for Pos {
         if txid.len() != 16 || checksum.len() != 16 {
             return Err(ParsePosError);
         }
-        let txid = Txid::new(u64::from_str_radix(txid, 16).map_err(|_| ParsePosError)?);
+        let txid = u64::from_str_radix(txid, 16).map_err(|_| ParsePosError)?;
         let stored = u64::from_str_radix(checksum, 16).map_err(|_| ParsePosError)?;
-        match (txid, Checksum::from_stored(stored)) {
-            (None, _) => Ok(Self::ZERO),
-            (Some(_), Some(checksum)) => Ok(Self { epoch: Epoch::ZERO, txid, checksum }),
-            (Some(_), None) => Err(ParsePosError),
+        if txid == 0 {
+            return Ok(Self::ZERO);
         }
+        let txid = Some(Txid::new(txid).ok_or(ParsePosError)?);
+        let checksum = Checksum::from_stored(stored).ok_or(ParsePosError)?;
+        Ok(Self { epoch: Epoch::ZERO, txid, checksum })
     }
 }
 
@@ -131,8 +144,24 @@ mod tests {
 
     #[test]
     fn broken_texts_are_no_positions() {
-        for text in ["", "1/2", "000000000000001a", "000000000000001a/0000000000000000"] {
+        for text in [
+            "",
+            "1/2",
+            "000000000000001a",
+            "000000000000001a/0000000000000000",
+            "ffffffffffffffff/8000000000000000",
+        ] {
             assert_eq!(text.parse::<Pos>(), Err(ParsePosError), "{text}");
         }
+    }
+
+    // `next` of 2^64-1, which a peer or a file could name, was a panic.
+    #[test]
+    fn every_transaction_has_a_next_number() {
+        assert_eq!(Txid::new(0), None);
+        assert_eq!(Txid::new(u64::MAX), None);
+        let last = Txid::new(u64::MAX - 1).unwrap();
+        assert_eq!(last.next(), Txid::END);
+        assert_eq!(Txid::END.next(), Txid::END);
     }
 }

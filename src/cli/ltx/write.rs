@@ -44,7 +44,8 @@ pub(super) fn encode(
     no_checksum: bool,
     output: &Output,
 ) -> anyhow::Result<ExitCode> {
-    let max_txid = Txid::new(txid).context("--txid is 0, the first transaction is 1")?;
+    let max_txid =
+        Txid::new(txid).with_context(|| format!("--txid is {txid}, the first transaction is 1"))?;
     refuse_unfinished(database)?;
     let plain = PlainFile::open(database)?;
     let header = Header {

@@ -3,6 +3,7 @@
 mod concurrent;
 mod crash;
 mod full_disk;
+mod hostile;
 mod model;
 mod sums;
 

@@ -161,6 +161,45 @@ fn sums_of_pages_that_were_cut_off_do_not_come_back() {
     }
 }
 
+// With nothing but the size changed, and the position the same, a flush wrote nothing.
+#[test]
+fn a_flush_keeps_a_size_that_only_shrank() {
+    let dir = tempdir();
+    let path = dir.path().join("sums");
+    let mut sums = PageSums::create(&path, size()).unwrap();
+    (1..=9).for_each(|number| sums.set(page(number), Checksum::new(1)));
+    sums.flush(at(1)).unwrap();
+    sums.truncate(4);
+    sums.flush(at(1)).unwrap();
+    let mut sums = PageSums::open(&path).unwrap();
+    assert_eq!(sums.pages(), 4);
+    let other = PageSize::new(512).unwrap();
+    sums.reset(other);
+    sums.flush(at(1)).unwrap();
+    let mut sums = PageSums::open(&path).unwrap();
+    assert_eq!((sums.pages(), sums.page_size()), (0, other));
+    let before = fs::read(&path).unwrap();
+    sums.flush(at(1)).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), before, "nothing changed, so nothing is written");
+}
+
+// The next flush counted beyond the last number.
+#[test]
+fn a_header_that_has_counted_too_far_is_none() {
+    let dir = tempdir();
+    let path = dir.path().join("sums");
+    for generation in [u64::MAX, u64::MAX - 1, u64::MAX / 2] {
+        drop(PageSums::create(&path, size()).unwrap());
+        let mut bytes = fs::read(&path).unwrap();
+        let slot = usize::try_from(BLOCK).unwrap();
+        bytes[slot + 24..slot + 32].copy_from_slice(&generation.to_be_bytes());
+        let crc = crc32fast::hash(&bytes[slot..slot + 508]).to_be_bytes();
+        bytes[slot + 508..slot + 512].copy_from_slice(&crc);
+        fs::write(&path, bytes).unwrap();
+        assert!(matches!(PageSums::open(&path), Err(SumsError::NoHeader { .. })), "{generation}");
+    }
+}
+
 #[test]
 fn memory_is_bounded_by_what_is_dirty() {
     let dir = tempdir();

@@ -67,13 +67,14 @@ impl Saved {
     }
 
     fn copy(&self) -> Option<CopyState> {
-        let base = match Txid::new(self.txid) {
-            None => Pos::ZERO,
-            txid => Pos {
+        let base = if self.txid == 0 {
+            Pos::ZERO
+        } else {
+            Pos {
                 epoch: Epoch::new(self.epoch),
-                txid,
+                txid: Some(Txid::new(self.txid)?),
                 checksum: Checksum::from_stored(self.checksum)?,
-            },
+            }
         };
         let (page_size, page_count) = (PageSize::new(self.page_size)?, self.page_count);
         let next = PageNo::new(self.next_page)?;
