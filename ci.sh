@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Everything CI checks. `./ci.sh` runs all parts; `./ci.sh setup|lint|unit|e2e` runs one.
+# Everything CI checks. `./ci.sh` runs all parts; `./ci.sh setup|lint|unit|e2e|fuzz` runs one.
 #
 #   setup   installs what the tests need (Debian or Ubuntu, as root), otherwise names what is missing
 #   lint    formatting, clippy, documentation
 #   unit    tests that need nothing but a compiler
 #   e2e     real SQLite processes on real mounts; needs /dev/fuse
+#   fuzz    each decoder on bytes that libFuzzer makes up, FUZZ_SECONDS (20) each; needs cargo-fuzz and a
+#           nightly compiler, so it is not part of all: the unit tests run the same checks on random bytes
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -56,9 +58,29 @@ e2e() {
     timeout --kill-after=30s 25m cargo test --test '*' || fail "the end-to-end tests failed, or took more than 25 minutes"
 }
 
+fuzz() {
+    say fuzz
+    local missing=() target seeds
+    cargo fuzz --version >/dev/null 2>&1 || missing+=("cargo-fuzz (cargo install cargo-fuzz)")
+    rustc +nightly --version >/dev/null 2>&1 || missing+=("a nightly compiler (rustup toolchain install nightly)")
+    if ((${#missing[@]})); then
+        printf 'ci.sh: not fuzzed; missing: %s\n' "${missing[@]}" >&2
+        exit 1
+    fi
+    cargo +nightly fuzz build
+    for target in $(cargo +nightly fuzz list); do
+        say "fuzz $target"
+        seeds=()
+        [ "$target" != ltx_decode ] || seeds=(tests/data/ltx)
+        mkdir -p "fuzz/corpus/$target"
+        cargo +nightly fuzz run "$target" "fuzz/corpus/$target" "${seeds[@]}" -- \
+            -max_total_time="${FUZZ_SECONDS:-20}" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1
+    done
+}
+
 case "${1:-all}" in
     all) setup; lint; unit; e2e; say "all passed" ;;
-    setup | lint | unit | e2e) "$1" ;;
-    -h | --help | help) sed -n '2,8s/^# \{0,1\}//p' "$0" ;;
-    *) echo "ci.sh: unknown part '$1' (all, setup, lint, unit, e2e)" >&2; exit 2 ;;
+    setup | lint | unit | e2e | fuzz) "$1" ;;
+    -h | --help | help) sed -n '2,9s/^# \{0,1\}//p' "$0" ;;
+    *) echo "ci.sh: unknown part '$1' (all, setup, lint, unit, e2e, fuzz)" >&2; exit 2 ;;
 esac

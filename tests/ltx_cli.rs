@@ -139,6 +139,86 @@ fn apply_refuses_a_database_of_another_state_and_leaves_it_alone() {
     assert!(fs::read(dir.path().join("reference-snapshot.db")).unwrap() == before);
 }
 
+/// Runs `weir ltx` with little memory and little time: a failure must be an answer.
+fn check_bounded(dir: &Path, arguments: &[&str], needle: &str) {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -v 1000000; exec timeout -s KILL 60 \"$@\"", "sh"]);
+    command.arg(env!("CARGO_BIN_EXE_weir")).arg("ltx").args(arguments).current_dir(dir);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+    assert!(text.contains(needle) && !text.contains("panicked"), "{arguments:?}: {text}");
+}
+
+#[test]
+fn whatever_is_no_ltx_file_is_refused_with_its_name() {
+    let dir = goldens();
+    let whole = fs::read(golden("weir-block.ltx")).unwrap();
+    let put = |name: &str, bytes: &[u8]| fs::write(dir.path().join(name), bytes).unwrap();
+    put("empty.ltx", b"");
+    put(
+        "garbage.ltx",
+        &(0..1_000_000u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect::<Vec<_>>(),
+    );
+    put("cut.ltx", &whole[..whole.len() - 9]);
+    put("longer.ltx", &[&whole[..], b"x"].concat());
+    let mut huge = whole.clone();
+    huge[8..12].copy_from_slice(&65536u32.to_be_bytes());
+    huge[12..16].fill(0xff);
+    put("huge-database.ltx", &huge);
+    let mut huge = whole.clone();
+    huge[104..112].fill(0xff);
+    put("huge-page.ltx", &huge);
+    put("sparse.ltx", &whole[..whole.len() - 30]);
+    let sparse = fs::OpenOptions::new().write(true).open(dir.path().join("sparse.ltx")).unwrap();
+    sparse.set_len(1 << 40).unwrap();
+    fs::create_dir(dir.path().join("directory.ltx")).unwrap();
+    for file in [
+        "empty.ltx",
+        "garbage.ltx",
+        "cut.ltx",
+        "longer.ltx",
+        "huge-database.ltx",
+        "huge-page.ltx",
+        "sparse.ltx",
+        "directory.ltx",
+        "missing.ltx",
+        "/dev/zero",
+        "/dev/null",
+        // Of all users it is the one file that even root cannot read.
+        "/proc/self/mem",
+    ] {
+        check_bounded(dir.path(), &["dump", file], file);
+        check_bounded(dir.path(), &["verify", file], file);
+        check_bounded(dir.path(), &["merge", "-o", "out.ltx", file], file);
+        check_bounded(dir.path(), &["apply", "out.db", file], file);
+        assert!(!dir.path().join("out.ltx").exists() && !dir.path().join("out.db").exists());
+    }
+    for file in ["garbage.ltx", "directory.ltx", "missing.ltx", "/dev/zero", "/proc/self/mem"] {
+        check_bounded(dir.path(), &["checksum", file], file);
+        check_bounded(dir.path(), &["encode", "-o", "out.ltx", file], file);
+        assert!(!dir.path().join("out.ltx").exists());
+    }
+}
+
+// The target was emptied first, and removed after an error: a device as well.
+#[test]
+fn a_failed_write_leaves_what_was_there() {
+    let dir = goldens();
+    fs::write(dir.path().join("old.ltx"), b"old").unwrap();
+    let merge = ["merge", "--force", "-o", "old.ltx", "weir-block.ltx", "weir-plain.ltx"];
+    check(dir.path(), &merge, 1, &["would follow"]);
+    assert_eq!(fs::read(dir.path().join("old.ltx")).unwrap(), b"old");
+    let merge = ["merge", "--force", "-o", "old.ltx", "weir-block.ltx"];
+    check(dir.path(), &merge, 0, &["written"]);
+    check(dir.path(), &["verify", "old.ltx"], 0, &["ok"]);
+    std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+    let merge = ["merge", "--force", "-o", "socket", "weir-block.ltx"];
+    check(dir.path(), &merge, 1, &["socket: not a regular file"]);
+    let left = fs::read_dir(dir.path()).unwrap().flatten();
+    assert_eq!(left.filter(|e| e.path().extension().is_some_and(|e| e == "partial")).count(), 0);
+}
+
 #[test]
 fn what_is_no_finished_database_is_refused() {
     let dir = goldens();

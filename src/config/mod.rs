@@ -9,6 +9,8 @@
 mod check;
 mod error;
 mod expand;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod keys;
 mod source;
 mod typed;
@@ -23,6 +25,8 @@ use crate::store::{ReplicaWrites, Retention};
 
 pub use error::{ConfigError, Origin};
 pub use expand::ExpandError;
+#[cfg(any(test, fuzzing))]
+pub use fuzz::fuzz_config;
 pub use source::Environment;
 pub use typed::Listen;
 pub use units::{ByteSize, UnitError, format_duration, parse_duration};

@@ -18,6 +18,8 @@
 #![forbid(unsafe_code)]
 
 mod error;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod journal;
 mod open;
 mod reader;
@@ -31,6 +33,8 @@ mod sync;
 mod tests;
 
 pub use error::{LogError, SumsError};
+#[cfg(any(test, fuzzing))]
+pub use fuzz::{fuzz_log, fuzz_page_sums};
 pub use journal::{Cut, Log, LogOptions, SegmentSummary};
 pub use reader::{LogReader, Read};
 pub use record::{RecordInfo, WalSpan};

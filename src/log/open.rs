@@ -5,7 +5,7 @@
 //! of an older history, files that were to be removed. Everything else is damage, and is said to be.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -22,6 +22,8 @@ use crate::types::{Pos, Txid};
 
 /// Bytes read at once while scanning.
 const SCAN_BYTES: usize = 64 << 10;
+/// Of a damaged segment so much is kept.
+const EVIDENCE_BYTES_MAX: u64 = 64 << 20;
 
 /// A segment as it was found.
 struct Candidate {
@@ -245,15 +247,15 @@ impl Recovery {
             return Ok(None);
         }
         if self.damaged && shrinks {
-            keep_evidence(&active.path);
+            keep_evidence(active);
         }
         let mut bytes = if shrinks { active.bytes - scanned.end } else { 0 };
         for path in &self.useless {
             bytes += fs::metadata(path).map_or(0, |meta| meta.len());
-            if self.damaged {
-                keep_evidence(path);
+            let kept = self.damaged && fs::rename(path, evidence(path)).is_ok();
+            if !kept {
+                fs::remove_file(path).map_err(disk("remove segment", path))?;
             }
-            fs::remove_file(path).map_err(disk("remove segment", path))?;
         }
         sync_dir(dir).map_err(disk("sync log directory", dir))?;
         let disk = || disk("cut segment", &active.path);
@@ -376,7 +378,18 @@ fn begins_with_zeros(path: &Path) -> bool {
     filled.is_ok_and(|filled| filled < begin.len() || begin.iter().all(|byte| *byte == 0))
 }
 
-/// Copies a damaged segment aside for a person to look at. The log does not need it.
-fn keep_evidence(path: &Path) {
-    drop(fs::copy(path, path.with_extension("damaged")));
+/// Where a damaged segment is kept for a person to look at. The log does not need it.
+fn evidence(path: &Path) -> PathBuf {
+    path.with_extension("damaged")
+}
+
+/// Copies a segment that is about to be cut, but not more of it than a segment has: its length may be part of the
+/// damage.
+fn keep_evidence(segment: &Candidate) {
+    let copy = || {
+        let source = File::open(&segment.path)?;
+        let mut target = File::create(evidence(&segment.path))?;
+        io::copy(&mut source.take(EVIDENCE_BYTES_MAX), &mut target)
+    };
+    drop(copy());
 }

@@ -30,7 +30,7 @@ use bytes::{Buf as _, BufMut as _};
 
 use super::record::{self, HEADER_BYTES, Header};
 use super::{LogError, RecordInfo};
-use crate::types::{Pos, Txid};
+use crate::types::{Pos, Txid, parse_hex};
 
 /// What a disk writes as a whole; the header and the seal are one each.
 pub(super) const SECTOR: usize = 512;
@@ -74,11 +74,8 @@ pub(super) fn path(dir: &Path, history: u32, first: Txid) -> PathBuf {
 /// that each has a next.
 pub(super) fn parse_name(name: &OsStr) -> Option<(u32, Txid)> {
     let (history, first) = name.to_str()?.strip_suffix(".seg")?.split_once('-')?;
-    if history.len() != 8 || first.len() != 16 {
-        return None;
-    }
-    let first = Txid::new(u64::from_str_radix(first, 16).ok()?)?;
-    let history = u32::from_str_radix(history, 16).ok()?;
+    let first = Txid::new(parse_hex(first)?)?;
+    let history = u32::try_from(parse_hex(&format!("00000000{history}"))?).ok()?;
     (history < u32::MAX).then_some((history, first))
 }
 

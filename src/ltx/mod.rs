@@ -16,6 +16,7 @@ mod checksum;
 mod encode;
 mod file;
 mod frame;
+#[cfg(any(test, fuzzing))]
 mod fuzz;
 mod header;
 mod index;
@@ -28,8 +29,8 @@ mod stream;
 pub use checksum::{DatabaseSum, page_sum};
 pub use encode::{Compressor, EncodeError, Encoder, PageEncoding};
 pub use file::LtxFile;
-#[doc(hidden)]
-pub use fuzz::fuzz_ltx_decode;
+#[cfg(any(test, fuzzing))]
+pub use fuzz::{fuzz_ltx_decode, fuzz_ltx_merge, fuzz_lz4};
 pub use header::{Flags, HEADER_LEN, Header, HeaderError, TRAILER_LEN, Trailer, WalSource};
 pub use index::PageEntry;
 pub use lz4::FrameError;

@@ -606,5 +606,7 @@ pub(super) fn refusal(status: &Status) -> Option<Refusal> {
     })
 }
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -29,6 +29,8 @@ mod convert;
 mod error;
 mod flow;
 mod follower;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod level;
 pub(crate) mod limits;
 mod link;
@@ -42,6 +44,8 @@ pub use error::{Reason, Refusal};
 pub use follower::{
     CompareError, Comparison, CopyProgress, Follower, FollowerOptions, FollowingStatus, Link,
 };
+#[cfg(any(test, fuzzing))]
+pub use fuzz::{fuzz_filter, fuzz_message};
 pub use limits::PROTOCOL;
 pub use membership::{Join, Membership};
 pub use primary::{FollowerDatabase, FollowerStatus, Lag, ServeError, Server};

@@ -43,6 +43,9 @@ pub struct JournalHeader {
 }
 
 impl JournalHeader {
+    /// How a segment begins.
+    #[cfg(any(test, fuzzing))]
+    pub(super) const MAGIC: [u8; 8] = MAGIC;
     /// Length of the header in bytes, without its padding.
     pub const SIZE: usize = PAGE_SIZE + 4;
 

@@ -8,6 +8,8 @@
 
 mod be;
 mod freelist;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod header;
 mod journal;
 mod locks;
@@ -15,6 +17,8 @@ pub mod shm;
 mod wal;
 
 pub use freelist::free_leaves;
+#[cfg(any(test, fuzzing))]
+pub use fuzz::{fuzz_database_header, fuzz_journal, fuzz_wal, fuzz_wal_index};
 pub use header::{DatabaseHeader, HeaderError, JournalFormat};
 pub use journal::{Journal, JournalHeader, JournalRecord, Reading, super_journal};
 pub use locks::LockRange;

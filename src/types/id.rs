@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::parse_hex;
+
 /// Why a text is no identity.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("not an id, expected 16 hex digits")]
@@ -44,10 +46,7 @@ macro_rules! hex_id {
             type Err = ParseIdError;
 
             fn from_str(text: &str) -> Result<Self, ParseIdError> {
-                if text.len() != 16 {
-                    return Err(ParseIdError);
-                }
-                u64::from_str_radix(text, 16).map(Self).map_err(|_| ParseIdError)
+                parse_hex(text).map(Self).ok_or(ParseIdError)
             }
         }
     };
@@ -103,6 +102,7 @@ mod tests {
         assert_eq!(id.to_string(), "0000000000000abc");
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!("abc".parse::<NodeId>(), Err(ParseIdError));
+        assert_eq!("+000000000000abc".parse::<NodeId>(), Err(ParseIdError));
         assert_eq!("000000000000000g".parse::<DbId>(), Err(ParseIdError));
     }
 }

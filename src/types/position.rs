@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 
-use super::{Checksum, Epoch};
+use super::{Checksum, Epoch, parse_hex};
 
 /// Number of one transaction in a database's history. Starts at 1, never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,11 +115,8 @@ impl FromStr for Pos {
     /// Reads `TXID/CHECKSUM`; the epoch, which the text does not carry, is zero.
     fn from_str(text: &str) -> Result<Self, ParsePosError> {
         let (txid, checksum) = text.split_once('/').ok_or(ParsePosError)?;
-        if txid.len() != 16 || checksum.len() != 16 {
-            return Err(ParsePosError);
-        }
-        let txid = u64::from_str_radix(txid, 16).map_err(|_| ParsePosError)?;
-        let stored = u64::from_str_radix(checksum, 16).map_err(|_| ParsePosError)?;
+        let txid = parse_hex(txid).ok_or(ParsePosError)?;
+        let stored = parse_hex(checksum).ok_or(ParsePosError)?;
         if txid == 0 {
             return Ok(Self::ZERO);
         }
@@ -150,6 +147,7 @@ mod tests {
             "000000000000001a",
             "000000000000001a/0000000000000000",
             "ffffffffffffffff/8000000000000000",
+            "+00000000000001a/8000000012345678",
         ] {
             assert_eq!(text.parse::<Pos>(), Err(ParsePosError), "{text}");
         }

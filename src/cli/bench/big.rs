@@ -17,17 +17,17 @@ const PAGE: u64 = 4096;
 /// Leaves that one trunk page of the free list can name.
 const LEAVES: u64 = PAGE / 4 - 2;
 
-/// One-row commits in a database of 10 MB and in one of `gigabytes`, in turns.
+/// One-row commits in a database of 10 MB and in one of `megabytes`, in turns.
 ///
 /// # Errors
 /// SQLite failed, or the user interrupts.
 pub(super) fn commit_cost(
     mount: &Path,
-    gigabytes: u32,
+    megabytes: u32,
     pace: Pace,
     interrupt: &Interrupt,
 ) -> anyhow::Result<Row> {
-    let sizes = [10 << 20, u64::from(gigabytes) << 30];
+    let sizes = [10 << 20, u64::from(megabytes) << 20];
     let mut databases = Vec::new();
     for (name, bytes) in ["bench-small.db", "bench-large.db"].into_iter().zip(sizes) {
         let path = mount.join(name);
@@ -55,7 +55,11 @@ pub(super) fn commit_cost(
         remove_database(&path)?;
         medians.push(Percentiles::of(taken).context("nothing was committed")?.p50);
     }
-    Ok(Row::cost(format!("commit, 10 MB and {gigabytes} GB database"), medians[0], medians[1]))
+    let large = match megabytes {
+        1024.. => format!("{} GB", megabytes / 1024),
+        _ => format!("{megabytes} MB"),
+    };
+    Ok(Row::cost(format!("commit, 10 MB and {large} database"), medians[0], medians[1]))
 }
 
 /// Makes a database of a size fast: one table, and free pages that are never written (holes).

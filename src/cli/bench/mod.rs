@@ -54,6 +54,9 @@ pub(crate) struct Args {
     /// Shorter rounds and smaller databases
     #[arg(long)]
     quick: bool,
+    /// Everything once for a moment: shows in seconds that all of it works, the figures mean nothing
+    #[arg(long, conflicts_with = "quick")]
+    smoke: bool,
     /// Only workloads whose name contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -61,9 +64,6 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 }
-
-/// How long nobody touches the databases before memory is measured.
-const IDLE: Duration = Duration::from_secs(10);
 
 /// Where the sides of the comparison are.
 struct Sides {
@@ -79,33 +79,51 @@ struct Size {
     pace: Pace,
     update_megabytes: u32,
     bulk_megabytes: u32,
-    big_gigabytes: u32,
+    big_megabytes: u32,
     lag_commits: u32,
     databases: u32,
+    /// How long nobody touches the databases before memory is measured.
+    idle: Duration,
 }
 
 const FULL: Size = Size {
     pace: Pace { rounds: 5, round: Duration::from_secs(2) },
     update_megabytes: 100,
     bulk_megabytes: 1000,
-    big_gigabytes: 4,
+    big_megabytes: 4096,
     lag_commits: 5000,
     databases: 1000,
+    idle: Duration::from_secs(10),
 };
 
 const QUICK: Size = Size {
     pace: Pace { rounds: 3, round: Duration::from_millis(400) },
     update_megabytes: 30,
     bulk_megabytes: 100,
-    big_gigabytes: 1,
+    big_megabytes: 1024,
     lag_commits: 1000,
     databases: 200,
+    idle: Duration::from_secs(10),
+};
+
+const SMOKE: Size = Size {
+    pace: Pace { rounds: 1, round: Duration::from_millis(50) },
+    update_megabytes: 1,
+    bulk_megabytes: 2,
+    big_megabytes: 20,
+    lag_commits: 50,
+    databases: 5,
+    idle: Duration::from_millis(100),
 };
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::listen()?;
     let sides = sides(args, &interrupt)?;
-    let size = if args.quick { QUICK } else { FULL };
+    let size = match (args.smoke, args.quick) {
+        (true, _) => SMOKE,
+        (false, true) => QUICK,
+        (false, false) => FULL,
+    };
     let replicas = match (&sides.stage, &sides.replica) {
         (Some(stage), _) => stage.replicas().len().to_string(),
         (None, Some(_)) => "at least one".to_owned(),
@@ -138,7 +156,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         )?)?;
     }
     if wanted("commit, large database") {
-        add(big::commit_cost(&sides.mount, size.big_gigabytes, size.pace, &interrupt)?)?;
+        add(big::commit_cost(&sides.mount, size.big_megabytes, size.pace, &interrupt)?)?;
     }
     if let Some(stage) = sides.stage.as_ref().filter(|stage| !stage.replicas().is_empty())
         && wanted("lag")
@@ -151,7 +169,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         // Nodes that have done nothing else: what is measured is the databases.
         let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
         let stage = Playground::start(&parent, "bench-memory", args.replicas + 1, &interrupt)?;
-        for row in memory(&stage, size.databases, &interrupt)? {
+        for row in memory(&stage, size, &interrupt)? {
             add(row)?;
         }
     }
@@ -236,7 +254,8 @@ pub(crate) fn demo_rows(
 }
 
 /// Resident memory of each node that holds many databases which nobody uses.
-fn memory(stage: &Playground, count: u32, interrupt: &Interrupt) -> anyhow::Result<Vec<Row>> {
+fn memory(stage: &Playground, size: Size, interrupt: &Interrupt) -> anyhow::Result<Vec<Row>> {
+    let count = size.databases;
     let directory = stage.primary().path("idle");
     std::fs::create_dir(&directory).with_context(|| format!("create {}", directory.display()))?;
     let mut last = String::new();
@@ -250,7 +269,7 @@ fn memory(stage: &Playground, count: u32, interrupt: &Interrupt) -> anyhow::Resu
     for node in stage.replicas() {
         node.wait_position(&last, &position)?;
     }
-    interrupt.wait(IDLE)?;
+    interrupt.wait(size.idle)?;
     let mut rows = Vec::new();
     for node in &stage.nodes {
         let bytes = node.resident_bytes().context("read the daemon's memory")?;

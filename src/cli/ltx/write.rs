@@ -77,9 +77,12 @@ pub(super) fn encode(
 
 pub(super) fn checksum(database: &Path) -> anyhow::Result<ExitCode> {
     refuse_unfinished(database)?;
-    let length = fs::metadata(database).with_context(|| database.display().to_string())?.len();
+    let file = File::open(database).with_context(|| database.display().to_string())?;
+    length_of(database, &file)?;
+    // Not by the length, which files of the system do not tell.
+    let filled = file.read_at(&mut [0], 0).with_context(|| database.display().to_string())?;
     let checksum =
-        if length == 0 { Checksum::EMPTY } else { PlainFile::open(database)?.checksum()? };
+        if filled == 0 { Checksum::EMPTY } else { PlainFile::open(database)?.checksum()? };
     output::print(&format!("{checksum}\n"))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -104,7 +107,14 @@ pub(super) fn apply(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes a file and removes it again if that fails.
+/// Length of a file, which a device or a directory has none of.
+fn length_of(path: &Path, file: &File) -> anyhow::Result<u64> {
+    let metadata = file.metadata().with_context(|| path.display().to_string())?;
+    ensure!(metadata.is_file(), "{}: not a regular file", path.display());
+    Ok(metadata.len())
+}
+
+/// Writes a file under another name first: an error leaves what was there before.
 fn create(
     output: &Output,
     inputs: &[PathBuf],
@@ -113,16 +123,20 @@ fn create(
     let path = &output.file;
     let name = || path.display().to_string();
     if let Ok(existing) = fs::metadata(path) {
+        ensure!(existing.is_file(), "{}: not a regular file", name());
         ensure!(output.force, "{}: exists already, give --force to replace it", name());
         let is_same =
             |input: &fs::Metadata| (input.dev(), input.ino()) == (existing.dev(), existing.ino());
         let reads_it = inputs.iter().any(|input| fs::metadata(input).is_ok_and(|m| is_same(&m)));
         ensure!(!reads_it, "{}: is also an input, choose another name", name());
     }
-    let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(format!(".{}.partial", std::process::id()));
+    let file = OpenOptions::new().write(true).create_new(true).open(&partial);
     let mut out = BufWriter::new(file.with_context(name)?);
     let result = write(&mut out).and_then(|trailer| {
         out.flush().and_then(|()| out.get_ref().sync_all()).with_context(name)?;
+        fs::rename(&partial, path).with_context(name)?;
         Ok(trailer)
     });
     match result {
@@ -132,7 +146,7 @@ fn create(
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
-            fs::remove_file(path).with_context(name)?;
+            fs::remove_file(&partial).with_context(name)?;
             Err(error)
         }
     }
@@ -170,6 +184,7 @@ impl PlainFile {
 
     fn new(path: &Path, file: File) -> anyhow::Result<Self> {
         let name = || path.display().to_string();
+        let length = length_of(path, &file)?;
         let mut head = vec![0; DatabaseHeader::SIZE];
         file.read_exact_at(&mut head, 0)
             .map_err(|error| match error.kind() {
@@ -180,7 +195,6 @@ impl PlainFile {
             })
             .with_context(name)?;
         let page_size = DatabaseHeader::parse(&head).with_context(name)?.page_size;
-        let length = file.metadata().with_context(name)?.len();
         let size = u64::from(page_size.get());
         ensure!(
             length.is_multiple_of(size),
@@ -234,7 +248,7 @@ impl Target {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.with_context(name)?;
         let (mut page_size, mut pages, mut sum) = (None, 0, Checksum::EMPTY);
-        if file.metadata().with_context(name)?.len() > 0 {
+        if length_of(path, &file)? > 0 {
             let plain = PlainFile::new(path, file.try_clone().with_context(name)?)?;
             sum = plain.checksum()?;
             page_size = Some(plain.page_size);

@@ -147,6 +147,16 @@ proptest! {
     }
 
     #[test]
+    fn merging_is_applying_one_after_another(script in prop::collection::vec(any::<u8>(), 0..40)) {
+        fuzz_ltx_merge(&script);
+    }
+
+    #[test]
+    fn any_block_is_a_page_or_refused(data in prop::collection::vec(any::<u8>(), 0..200)) {
+        fuzz_lz4(&data);
+    }
+
+    #[test]
     fn damaged_files_are_refused_alike_by_every_reader(
         sample in samples(),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),

@@ -19,35 +19,6 @@ fn db() -> impl Strategy<Value = DbId> {
     any::<u64>().prop_map(DbId::new)
 }
 
-/// Decodes bytes as every message of the protocol and converts what decodes.
-fn decode_everything(bytes: &[u8]) {
-    if let Ok(raw) = pb::FollowRequest::decode(bytes) {
-        drop(FollowRequest::try_from(raw));
-    }
-    if let Ok(raw) = pb::FollowEvent::decode(bytes) {
-        drop(FollowEvent::try_from(raw));
-    }
-    if let Ok(raw) = pb::HeartbeatRequest::decode(bytes) {
-        drop(caller(raw.caller));
-    }
-    if let Ok(raw) = pb::Beat::decode(bytes) {
-        drop(Beat::try_from(raw));
-    }
-    if let Ok(raw) = pb::FetchRequest::decode(bytes) {
-        drop(FetchRequest::try_from(raw));
-    }
-    if let Ok(raw) = pb::FetchChunk::decode(bytes) {
-        drop(FetchChunk::try_from(raw));
-    }
-    if let Ok(raw) = pb::SumsRequest::decode(bytes) {
-        drop(SumsRequest::try_from(raw));
-    }
-    if let Ok(raw) = pb::SumsChunk::decode(bytes) {
-        drop(SumsChunk::try_from(raw));
-    }
-    drop(refusal(&Status::with_details(Code::Unknown, "x", bytes.to_vec().into())));
-}
-
 fn check_event(event: &FollowEvent) {
     let bytes = pb::FollowEvent::from(event.clone()).encode_to_vec();
     let back = FollowEvent::try_from(pb::FollowEvent::decode(&*bytes).unwrap()).unwrap();
@@ -94,7 +65,7 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
-        decode_everything(&bytes);
+        fuzz::fuzz_message(&bytes);
     }
 
     #[test]
@@ -123,8 +94,8 @@ proptest! {
         for mut bytes in messages {
             let at = at.index(bytes.len());
             bytes[at] = value;
-            decode_everything(&bytes);
-            decode_everything(&bytes[..at]);
+            fuzz::fuzz_message(&bytes);
+            fuzz::fuzz_message(&bytes[..at]);
         }
     }
 
