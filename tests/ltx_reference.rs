@@ -21,6 +21,8 @@ use weir::types::{Checksum, NodeId, PageNo, PageSize, Txid};
 /// The first release whose checksums leave the lock page out.
 const VERSION: &str = "v0.5.3";
 
+const PAGE_SIZES: [u32; 8] = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536];
+
 /// The reference tool, or `None` and a word on the terminal.
 fn reference() -> Option<&'static Path> {
     static TOOL: OnceLock<Option<PathBuf>> = OnceLock::new();
@@ -187,7 +189,7 @@ impl History {
 fn the_reference_accepts_and_applies_what_we_write() {
     let Some(tool) = reference() else { return };
     let encodings = [PageEncoding::Block, PageEncoding::Plain, PageEncoding::Frame];
-    for (seed, page_size) in (1..).zip([512, 1024, 4096, 65536]) {
+    for (seed, page_size) in (1..).zip(PAGE_SIZES) {
         for (has_checksums, encoding) in [(true, 0), (true, 1), (true, 2), (false, 0)] {
             let mut history = History::new(seed, page_size, has_checksums);
             for _ in 0..6 {
@@ -215,7 +217,7 @@ fn the_reference_accepts_and_applies_what_we_write() {
 #[test]
 fn we_accept_and_apply_what_the_reference_writes() {
     let Some(tool) = reference() else { return };
-    for page_size in [512, 4096, 65536] {
+    for page_size in PAGE_SIZES {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let (database, file, copy) = (path("a.db"), path("a.ltx"), path("copy.db"));
@@ -241,6 +243,53 @@ fn we_accept_and_apply_what_the_reference_writes() {
         assert_eq!(weir(&["checksum", &database]), checksum);
         weir(&["apply", &copy, &file]);
         assert!(fs::read(&copy).unwrap() == pages);
+    }
+}
+
+#[test]
+fn change_sets_across_the_lock_page_are_the_same_to_both() {
+    let Some(tool) = reference() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for size in PAGE_SIZES {
+        let page_size = PageSize::new(size).unwrap();
+        let lock = page_size.lock_page().get();
+        let page = |number| PageNo::new(number).unwrap();
+        let write = |txid, commit: u32, pages: &[u32]| {
+            let txid = Txid::new(txid).unwrap();
+            let header = Header {
+                flags: Flags::NONE,
+                page_size,
+                commit,
+                min_txid: txid,
+                max_txid: txid,
+                timestamp_ms: 1,
+                pre_apply: Some(Checksum::new(5)),
+                wal: WalSource::default(),
+                node_id: NodeId::new(0),
+            };
+            let mut compressor = Compressor::default();
+            let mut out = Vec::new();
+            let mut encoder = Encoder::begin(&mut compressor, &mut out, &header).unwrap();
+            for number in pages {
+                encoder.page(page(*number), &vec![7; page_size.bytes()]).unwrap();
+            }
+            assert!(encoder.page(page(lock), &vec![7; page_size.bytes()]).is_err());
+            encoder.finish(Checksum::new(5)).unwrap();
+            out
+        };
+        let (last, before) = (lock + 2, lock - 1);
+        let files = [write(2, last, &[before]), write(3, last, &[lock + 1, last])];
+        let inputs: Vec<_> = files.iter().map(|bytes| LtxFile::parse(bytes).unwrap()).collect();
+        let mut merged = Vec::new();
+        merge(&inputs, &mut Compressor::default(), &mut merged).unwrap();
+        let kept = LtxFile::parse(&merged).unwrap();
+        let kept: Vec<u32> = kept.entries().iter().map(|entry| entry.page.get()).collect();
+        assert_eq!(kept, [before, lock + 1, last], "page size {size}");
+        for (name, bytes) in [("2", &files[0]), ("3", &files[1]), ("2-3", &merged)] {
+            let path = dir.path().join(format!("{size}-{name}.ltx"));
+            fs::write(&path, bytes).unwrap();
+            run(tool, &["verify", path.to_str().unwrap()]);
+        }
     }
 }
 

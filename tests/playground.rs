@@ -91,7 +91,7 @@ impl Drop for Run {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
-        drop(kill_process(Pid::from_child(&self.child), Signal::INT));
+        let _told = kill_process(Pid::from_child(&self.child), Signal::INT);
         let end = Instant::now() + Duration::from_secs(40);
         while Instant::now() < end && matches!(self.child.try_wait(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(10));
