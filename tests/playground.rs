@@ -73,7 +73,7 @@ impl Run {
                 break status;
             }
             assert!(Instant::now() < end, "it does not end:\n{}", self.seen);
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::park_timeout(Duration::from_millis(10));
         };
         let directory = self.dir.path();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -94,7 +94,7 @@ impl Drop for Run {
         let _told = kill_process(Pid::from_child(&self.child), Signal::INT);
         let end = Instant::now() + Duration::from_secs(40);
         while Instant::now() < end && matches!(self.child.try_wait(), Ok(None)) {
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::park_timeout(Duration::from_millis(10));
         }
         drop(self.child.kill());
         drop(self.child.wait());
@@ -137,7 +137,7 @@ fn fuse_an_interrupted_demo_leaves_nothing() {
         let end = Instant::now() + PATIENCE;
         while line.is_empty() && processes(run.dir.path()).len() < 2 {
             assert!(Instant::now() < end, "no node starts:\n{}", run.seen);
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::park_timeout(Duration::from_millis(1));
         }
         run.wait_for(line);
         kill_process(Pid::from_child(&run.child), signal).unwrap();

@@ -87,6 +87,10 @@ pub(crate) fn variable(name: &str) -> String {
 
 /// `; did you mean …?` for the nearest of the candidates, or nothing if none is near.
 pub(crate) fn hint<'a>(wrong: &str, candidates: impl Iterator<Item = &'a str>) -> String {
+    // Comparing takes the product of both lengths.
+    if wrong.len() > 100 {
+        return String::new();
+    }
     let near = candidates
         .map(|candidate| (strsim::damerau_levenshtein(wrong, candidate), candidate))
         .min_by_key(|(distance, _)| *distance)

@@ -252,6 +252,7 @@ impl Recovery {
         let mut bytes = if shrinks { active.bytes - scanned.end } else { 0 };
         for path in &self.useless {
             bytes += fs::metadata(path).map_or(0, |meta| meta.len());
+            #[allow(clippy::disallowed_methods, reason = "the directory is synced below")]
             let kept = self.damaged && fs::rename(path, evidence(path)).is_ok();
             if !kept {
                 fs::remove_file(path).map_err(disk("remove segment", path))?;

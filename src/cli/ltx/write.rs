@@ -134,6 +134,7 @@ fn create(
     partial.push(format!(".{}.partial", std::process::id()));
     let file = OpenOptions::new().write(true).create_new(true).open(&partial);
     let mut out = BufWriter::new(file.with_context(name)?);
+    #[allow(clippy::disallowed_methods, reason = "the file is synced, and a user runs it again")]
     let result = write(&mut out).and_then(|trailer| {
         out.flush().and_then(|()| out.get_ref().sync_all()).with_context(name)?;
         fs::rename(&partial, path).with_context(name)?;
