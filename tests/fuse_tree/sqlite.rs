@@ -110,9 +110,10 @@ fn fuse_what_a_transaction_costs_in_requests() {
         if mode == "wal" {
             // A frame's header and page are two writes; the kernel splits the page where it crosses a page
             // of its cache that was never read.
-            // (A child process of another test closes what it inherited, which writes the shm back.)
+            // (A child process of another test closes what it inherited, which writes the shm back, and makes the
+            // daemon open the files to see who holds the write lock.)
             assert_eq!(sent.of(RequestKind::Getxattr), 0, "{sent:?}");
-            assert_eq!(sent.of(RequestKind::Getattr), 0, "{sent:?}");
+            assert!(sent.of(RequestKind::Getattr) <= sent.of(RequestKind::Open), "{sent:?}");
             assert!(sent.of(RequestKind::Write) <= 330, "{sent:?}");
         }
     }
