@@ -26,6 +26,7 @@ mod shared;
 mod snapshot;
 mod state;
 mod status;
+mod undo;
 mod unlogged;
 mod verify;
 mod wal;

@@ -12,12 +12,12 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::commit::{self, Transaction};
 use super::idle::is_clean;
 use super::meta::Meta;
 use super::occupied::Occupied;
 use super::requests::{database_size, open_regular, read_or_zeros};
 use super::state::{Files, State, Tracked, sums_path};
+use super::undo::Undone;
 use super::unlogged::WriterIs;
 use super::wal::salt_pair;
 use super::{Database, OpError, Shared, disk_error};
@@ -25,7 +25,7 @@ use crate::capture::WalEvent;
 use crate::disk::{fault, set_len, write_all_at};
 use crate::log::{Log, PageSums, Read};
 use crate::ltx::{self, LtxFile};
-use crate::sqlite::{Journal, JournalHeader, Reading, WalHeader, free_leaves, super_journal};
+use crate::sqlite::WalHeader;
 use crate::types::{Checksum, DbId, DbName, PageNo, PageSize, Pos, Txid};
 
 /// Bytes of log that are read at a time.
@@ -38,17 +38,6 @@ pub enum WalOwner {
     Applications,
     /// This daemon, on a replica: they hold nothing that the log does not.
     Daemon,
-}
-
-/// What became of a journal that a crash left.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Undone {
-    /// There was none, or it was not hot.
-    Nothing,
-    /// Its transaction was rolled back.
-    RolledBack,
-    /// Its transaction spans several databases and is committed: the file is ahead of the log.
-    WasCommitted,
 }
 
 /// What became of a log directory.
@@ -255,7 +244,7 @@ impl Database {
         let state = &mut *guard;
         // The file must not be durable beyond the log, and the companions must not go before both are.
         self.sync_recovered_log(state)?;
-        self.redo(state, &main)?;
+        self.redo(state, &main, sums_are_whole)?;
         if may_lead && sums_are_whole {
             drop(guard);
             self.take_what_leads(&main)?;
@@ -326,89 +315,6 @@ impl Database {
         }
         let len = u64::from(commit.commit) * u64::from(page_size.get());
         file.set_len(len).and_then(|()| file.sync_all()).map_err(&write)
-    }
-
-    /// Logs free pages whose content is not what the log says, as a transaction: a journal lacks pages that were free
-    /// before its transaction, so a rollback leaves in them what the transaction wrote. Costs O(free pages).
-    fn take_free_pages(&self, state: &mut State) -> Result<(), OpError> {
-        let name = self.name();
-        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
-        let (page_size, commit) = (tracked.page_size, tracked.pages);
-        if commit == 0 {
-            return Ok(());
-        }
-        let file = tracked.main(&self.shared, &name)?;
-        let mut image =
-            |page: PageNo, buffer: &mut [u8]| read_or_zeros(&file, page, page_size, buffer);
-        let pages = free_leaves(page_size, commit, &mut image)
-            .map_err(disk_error("read free pages", name.as_path()))?;
-        let transaction = Transaction {
-            page_size,
-            commit,
-            pages,
-            image: &mut image,
-            before: None,
-            wal: None,
-            skip_unchanged: true,
-            knows_nothing: false,
-        };
-        if let Some(prepared) = commit::prepare(tracked, &self.shared, &name, transaction)? {
-            self.finish(state, prepared);
-        }
-        Ok(())
-    }
-
-    /// Rolls a hot journal back.
-    fn undo_hot_journal(&self, state: &mut State, main: &Path) -> Result<Undone, OpError> {
-        let path = companion(main, "-journal");
-        let opened = open_regular(&path, false).map_err(disk_error("open journal", &path))?;
-        let Some(file) = opened else { return Ok(Undone::Nothing) };
-        let fail = disk_error("read journal", &path);
-        let len = file.metadata().map_err(&fail)?.len();
-        let mut first = [0; 1];
-        if len == 0 || file.read_at(&mut first, 0).map_err(&fail)? == 0 {
-            return Ok(Undone::Nothing);
-        }
-        if !JournalHeader::may_be_hot(&first) {
-            return Ok(Undone::Nothing);
-        }
-        let read = |at: u64, buffer: &mut [u8]| read_up_to(&file, at, buffer);
-        if let Some(super_name) = super_journal(read, len).map_err(&fail)?
-            && !self.super_journal_exists(&super_name)
-        {
-            info!(db = %self.name(), "the journal belongs to a committed transaction over several databases");
-            return Ok(Undone::WasCommitted);
-        }
-        let page_size = state.tracked.as_ref().map_or(PageSize::MIN, |tracked| tracked.page_size);
-        let Some(mut journal) =
-            Journal::open(read, len, page_size, Reading::AfterCrash).map_err(&fail)?
-        else {
-            return Ok(Undone::Nothing);
-        };
-        let target = open_main(main)?;
-        let write = disk_error("roll back database", main);
-        let page_size = journal.page_size();
-        let mut pages = 0u64;
-        while let Some(record) = journal.next().map_err(&fail)? {
-            let at = record.page.offset(page_size);
-            write_all_at("main", &target, journal.image(), at).map_err(&write)?;
-            pages += 1;
-        }
-        let len = u64::from(journal.header().pages) * u64::from(page_size.get());
-        target.set_len(len).map_err(&write)?;
-        target.sync_all().map_err(&write)?;
-        info!(db = %self.name(), pages, "rolled back a transaction that was not committed");
-        Ok(Undone::RolledBack)
-    }
-
-    /// The path is the one that the application used, so only its end is known to lie below the mount.
-    fn super_journal_exists(&self, path: &[u8]) -> bool {
-        let parts: Vec<&[u8]> =
-            path.split(|byte| *byte == b'/').filter(|p| !p.is_empty()).collect();
-        (0..parts.len()).any(|skip| {
-            DbName::new(&parts[skip..].join(&b'/'))
-                .is_ok_and(|name| self.shared.files.join(name.as_path()).exists())
-        })
     }
 
     /// Brings the page sums to the end of the log. `false` if they must be computed anew.
@@ -501,11 +407,13 @@ impl Database {
         })
     }
 
-    /// Writes every record newer than the last write-back into the database file.
-    fn redo(&self, state: &mut State, main: &Path) -> Result<(), OpError> {
+    /// Writes every record newer than the last write-back into the database file: of each page the last image only, so
+    /// that a file which has it already stays as it is when this fails half-way.
+    fn redo(&self, state: &mut State, main: &Path, sums_are_whole: bool) -> Result<(), OpError> {
         let name = self.name();
         let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
         let end = tracked.pos;
+        let (page_size, pages) = (tracked.page_size, tracked.pages);
         let durable = tracked.meta.durable_txid;
         let files = tracked.files(&self.shared)?;
         let mut from = start_of_redo(files, durable)?;
@@ -519,16 +427,24 @@ impl Database {
             let Read::Records(records) = files.reader.read(from, STEP_BYTES)? else { break };
             let Some((last, _)) = records.last() else { break };
             from = last.pos();
-            let last = *last;
             records_done += records.len() as u64;
             for (info, ltx) in &records {
+                if info.page_size != page_size {
+                    continue;
+                }
                 each_page(&name, ltx, |page, data| {
-                    write_all_at("main", &file, data, page.offset(info.page_size)).map_err(&write)
+                    let sum = if sums_are_whole { files.sums.get(page)? } else { None };
+                    if page.get() > pages || sum.is_some_and(|sum| sum != ltx::page_sum(page, data))
+                    {
+                        return Ok(());
+                    }
+                    write_all_at("main", &file, data, page.offset(page_size)).map_err(&write)?;
+                    Ok::<_, OpError>(())
                 })?;
             }
-            let len = u64::from(last.commit) * u64::from(last.page_size.get());
-            set_len("main", &file, len).map_err(&write)?;
         }
+        let len = u64::from(pages) * u64::from(page_size.get());
+        set_len("main", &file, len).map_err(&write)?;
         fault::step("main", "sync").map_err(&write)?;
         file.sync_all().map_err(&write)?;
         info!(db = %name, records = records_done, pos = %end, "redid the log");
@@ -689,7 +605,7 @@ fn remove_companions(main: &Path) -> Result<(), OpError> {
 }
 
 /// Opens the database file itself, which must be there.
-fn open_main(main: &Path) -> Result<File, OpError> {
+pub(super) fn open_main(main: &Path) -> Result<File, OpError> {
     let fail = disk_error("open database", main);
     open_regular(main, true).map_err(&fail)?.ok_or_else(|| fail(io::ErrorKind::NotFound.into()))
 }

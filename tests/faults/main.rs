@@ -31,3 +31,4 @@ mod matrix;
 mod offline;
 mod points;
 mod power;
+mod unlogged;
