@@ -32,3 +32,4 @@ mod offline;
 mod points;
 mod power;
 mod unlogged;
+mod user;

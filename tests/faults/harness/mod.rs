@@ -7,7 +7,7 @@ mod writer;
 
 pub(crate) use disk::Disk;
 pub(crate) use image::Image;
-pub(crate) use node::{Cluster, Node};
+pub(crate) use node::{Cluster, Node, binary};
 pub(crate) use writer::{Plan, Writer};
 
 use std::collections::BTreeSet;

@@ -32,6 +32,8 @@ pub(crate) struct Node {
     pub(crate) mount: PathBuf,
     /// Stands for the machine's boot; empty for the real one.
     pub(crate) boot: &'static str,
+    /// Who runs the daemon, if not this user.
+    pub(crate) user: Option<u32>,
     config: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -148,7 +150,7 @@ impl Node {
              [lease]\ntype = \"static\"\nprimary = \"a\"\npeers = {{ {peers} }}\n"
         );
         fs::write(&config, text).unwrap();
-        Self { name, data, mount, config, boot: "", log: root.join("log"), child: None }
+        Self { name, data, mount, config, boot: "", user: None, log: root.join("log"), child: None }
     }
 
     /// Moves the data directory of a node that was not started yet to a disk of its own.
@@ -211,7 +213,11 @@ impl Node {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let level = std::env::var("WEIR_TEST_LOG").unwrap_or_else(|_| "info".to_owned());
-        let child = Command::new(binary())
+        let mut command = Command::new(binary());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        let child = command
             .args(["--log", &level])
             .arg("--config")
             .arg(&self.config)
@@ -314,7 +320,7 @@ impl Node {
 }
 
 /// The program that is tested.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     std::env::var_os("WEIR_TEST_BINARY")
         .map_or_else(|| env!("CARGO_BIN_EXE_weir").into(), PathBuf::from)
 }
