@@ -36,6 +36,7 @@ pub(crate) mod limits;
 mod link;
 mod membership;
 mod message;
+mod naming;
 mod primary;
 mod schedule;
 mod view;

@@ -103,56 +103,6 @@ impl View {
     }
 }
 
-/// One step of bringing local names in line with the primary's.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Naming {
-    pub(crate) id: DbId,
-    pub(crate) name: DbName,
-}
-
-/// In which order to name databases so that each name is free when it is taken: a database that holds
-/// a name it has to give up is renamed first, and a cycle is cut with a name for the time being.
-pub(crate) fn naming_plan(
-    local: &HashMap<DbId, DbName>,
-    wanted: &HashMap<DbId, DbName>,
-) -> Vec<Naming> {
-    let mut holder: HashMap<&DbName, DbId> = local.iter().map(|(id, name)| (name, *id)).collect();
-    let mut todo: Vec<DbId> = wanted.keys().copied().collect();
-    todo.sort_unstable();
-    let mut plan = Vec::new();
-    while !todo.is_empty() {
-        let before = todo.len();
-        todo.retain(|id| {
-            let name = &wanted[id];
-            let is_free =
-                holder.get(name).is_none_or(|other| other == id || !wanted.contains_key(other));
-            if is_free {
-                if let Some(old) = local.get(id)
-                    && holder.get(old) == Some(id)
-                {
-                    holder.remove(old);
-                }
-                holder.insert(name, *id);
-                plan.push(Naming { id: *id, name: name.clone() });
-            }
-            !is_free
-        });
-        if todo.len() == before {
-            let Some(id) = todo.first().copied() else { break };
-            // Everyone left waits for a name that another of them holds.
-            let Some(old) = local.get(&id) else {
-                todo.retain(|other| *other != id);
-                continue;
-            };
-            holder.remove(old);
-            if let Some(name) = old.with_suffix(&format!(".{id}")) {
-                plan.push(Naming { id, name });
-            }
-        }
-    }
-    plan
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,31 +155,5 @@ mod tests {
             ]
         );
         assert!(!view.contains(DbId::new(1)));
-    }
-
-    /// Carries a plan out and fails if a name is taken while another wanted database has it.
-    fn check_plan(local: &[(u64, &str)], wanted: &[(u64, &str)]) -> usize {
-        let (mut now, wanted) = (names(local), names(wanted));
-        let plan = naming_plan(&now, &wanted);
-        let steps = plan.len();
-        for step in plan {
-            for (id, name) in &now {
-                let clash = *id != step.id && *name == step.name && wanted.contains_key(id);
-                assert!(!clash, "{step:?} takes the name of {id}");
-            }
-            now.insert(step.id, step.name);
-        }
-        now.retain(|id, _| wanted.contains_key(id));
-        assert_eq!(now, wanted);
-        steps
-    }
-
-    #[test]
-    fn names_are_free_when_they_are_taken() {
-        assert_eq!(check_plan(&[], &[(1, "a")]), 1);
-        assert_eq!(check_plan(&[(1, "a"), (2, "b")], &[(1, "b"), (2, "c")]), 2);
-        assert_eq!(check_plan(&[(1, "a"), (2, "b")], &[(1, "b"), (2, "a")]), 3);
-        assert_eq!(check_plan(&[(1, "a"), (2, "b"), (3, "c")], &[(1, "b"), (2, "c"), (3, "a")]), 4);
-        assert_eq!(check_plan(&[(1, "a"), (2, "b")], &[(1, "b")]), 1);
     }
 }

@@ -1,5 +1,6 @@
 //! Names of databases: checked paths below the mount point.
 
+use std::borrow::Borrow;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
@@ -68,6 +69,13 @@ impl DbName {
     #[must_use]
     pub fn with_suffix(&self, suffix: &str) -> Option<Self> {
         Self::new(&[&self.0, suffix.as_bytes()].concat()).ok()
+    }
+}
+
+/// Names are looked up and compared by their bytes.
+impl Borrow<[u8]> for DbName {
+    fn borrow(&self) -> &[u8] {
+        &self.0
     }
 }
 

@@ -25,7 +25,7 @@ use crate::replication::limits::{
 };
 use crate::replication::link::{blocking, receive};
 use crate::replication::message::{FollowEvent, FollowRequest, Welcome};
-use crate::replication::view::{Naming, naming_plan};
+use crate::replication::naming::{Naming, naming_plan};
 use crate::store::Store;
 use crate::types::{DbId, DbName, Pos};
 
@@ -207,7 +207,7 @@ async fn reconcile(shared: &Arc<Shared>, wanted: HashMap<DbId, DbName>) -> Resul
             }
         }
         let (old, new): (Vec<_>, Vec<_>) =
-            naming_plan(&local, &wanted).into_iter().partition(|step| local.contains_key(&step.id));
+            naming_plan(&local, &wanted, &HashMap::new()).steps.into_iter().partition(|step| local.contains_key(&step.id));
         for step in old {
             if local.get(&step.id) != Some(&step.name) {
                 store.adopt(step.id, &step.name)?;
