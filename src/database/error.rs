@@ -137,6 +137,17 @@ pub enum OpError {
         #[source]
         source: crate::client::ClientError,
     },
+    /// Another database has a name, or lies in the directory of that name.
+    #[error("{db}: database {other} is in the way")]
+    NameTaken {
+        /// The name.
+        db: DbName,
+        /// Who has it.
+        other: crate::types::DbId,
+    },
+    /// A copy on a node that has become the primary.
+    #[error("{0}: this node is the primary and takes no copy")]
+    NotReplica(DbName),
     /// An image does not have the checksum it should have.
     #[error("{db}: the copy's checksum is {actual}, {promised} is promised")]
     WrongImage {
@@ -161,6 +172,8 @@ impl OpError {
             Self::TooLarge { .. } => libc::EFBIG,
             Self::Timeout { .. } => libc::EAGAIN,
             Self::NotTracked(_)
+            | Self::NotReplica(_)
+            | Self::NameTaken { .. }
             | Self::HeaderIsGone(_)
             | Self::LogLost { .. }
             | Self::ChangedOffline(_)

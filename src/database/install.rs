@@ -41,12 +41,15 @@ impl Image {
     pub fn check(db: &Database, path: &Path, pos: Pos) -> Result<Self, OpError> {
         let fail = disk_error("read image", path);
         let file = File::open(path).map_err(&fail)?;
-        let Some((page_size, pages)) = database_size(&file).map_err(&fail)? else {
-            return Err(OpError::WrongImage {
-                db: db.name(),
-                promised: pos.checksum,
-                actual: Checksum::EMPTY,
-            });
+        let len = file.metadata().map_err(&fail)?.len();
+        let (page_size, pages) = match database_size(&file).map_err(&fail)? {
+            Some(size) => size,
+            // A database that lost all its pages: the next transaction says how large they are.
+            None if len == 0 && pos.checksum == Checksum::EMPTY => (PageSize::MIN, 0),
+            None => {
+                let (promised, actual) = (pos.checksum, Checksum::EMPTY);
+                return Err(OpError::WrongImage { db: db.name(), promised, actual });
+            }
         };
         let mut sums = Vec::with_capacity(pages as usize);
         let actual = sum_pages(&file, page_size, pages, |page, sum| sums.push((page, sum)))

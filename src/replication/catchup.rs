@@ -7,6 +7,7 @@ use super::limits::{
     LOG_BYTES_CHEAP, RECORD_BYTES_MAX,
 };
 use crate::database::LogSpan;
+use crate::types::Pos;
 
 /// The next step of a Fetch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,9 +63,50 @@ pub(crate) fn is_close(span: LogSpan) -> bool {
     span.records <= CATCH_UP_RECORDS_MAX && span.bytes <= LIVE_RECORD_BYTES_MAX as u64
 }
 
+/// Whether a follower that gets a copy has transactions that the primary does not have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Parted {
+    /// No: the primary's log has its position.
+    Never,
+    /// The primary has nothing of what it has behind this position.
+    Behind(Pos),
+    /// The primary's log would have its position, and does not; where they parted is not known.
+    Somewhere,
+    /// The position is older than the primary's log.
+    Unknown,
+}
+
+/// Compares a follower's position with what the primary said of its log: the newest position that both have, and where
+/// the log begins.
+pub(crate) fn parted(ours: Pos, common: Option<Pos>, oldest: Option<Pos>) -> Parted {
+    match (common, oldest) {
+        _ if ours.txid.is_none() => Parted::Never,
+        (Some(common), _) if common == ours => Parted::Never,
+        (Some(common), _) => Parted::Behind(common),
+        (None, Some(oldest)) if oldest.txid_raw() <= ours.txid_raw() => Parted::Somewhere,
+        (None, Some(_) | None) => Parted::Unknown,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{Checksum, Epoch, Txid};
+
+    fn pos(txid: u64) -> Pos {
+        Pos { epoch: Epoch::new(1), txid: Txid::new(txid), checksum: Checksum::new(txid) }
+    }
+
+    #[test]
+    fn two_histories_part_behind_the_newest_position_that_both_have() {
+        assert_eq!(parted(Pos::ZERO, None, Some(pos(9))), Parted::Never);
+        assert_eq!(parted(pos(5), Some(pos(5)), Some(pos(1))), Parted::Never);
+        assert_eq!(parted(pos(5), Some(pos(3)), Some(pos(1))), Parted::Behind(pos(3)));
+        assert_eq!(parted(pos(5), None, Some(pos(5))), Parted::Somewhere);
+        assert_eq!(parted(pos(5), None, Some(Pos::ZERO)), Parted::Somewhere);
+        assert_eq!(parted(pos(5), None, Some(pos(6))), Parted::Unknown);
+        assert_eq!(parted(pos(5), None, None), Parted::Unknown);
+    }
 
     const MIB: u64 = 1024 * 1024;
 

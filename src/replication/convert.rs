@@ -13,7 +13,8 @@ use tonic::{Code, Status, Streaming};
 
 use super::error::{LinkError, Malformed, Reason, Refusal};
 use super::limits::{
-    ENTRIES_PER_MESSAGE, FILTER_BYTES_MAX, FILTERS_MAX, SUMS_PER_MESSAGE, TEXT_BYTES_MAX,
+    ENTRIES_PER_MESSAGE, FILTER_BYTES_MAX, FILTERS_MAX, HISTORY_MAX, SUMS_PER_MESSAGE,
+    TEXT_BYTES_MAX,
 };
 use super::message::{
     Ack, Beat, Caller, CopyState, FetchBegin, FetchChunk, FetchRequest, FollowEvent, FollowRequest,
@@ -350,6 +351,11 @@ impl TryFrom<pb::FetchRequest> for FetchRequest {
                 pages: begin.pages,
                 sums: begin.sums,
                 resume: begin.resume.map(copy).transpose()?,
+                history: {
+                    bounded("the history", begin.history.len(), HISTORY_MAX)?;
+                    let all = begin.history.into_iter();
+                    all.map(|pos| position("a position", Some(pos))).collect::<Result<_, _>>()?
+                },
             }),
             Message::Sums(raw) => Self::Sums {
                 first: page_no("the first page of sums", raw.first_page)?,
@@ -371,6 +377,7 @@ impl From<FetchRequest> for pb::FetchRequest {
                 pages: begin.pages,
                 sums: begin.sums,
                 resume: begin.resume.map(copy_out),
+                history: begin.history.into_iter().map(Into::into).collect(),
             }),
             FetchRequest::Sums { first, sums, last } => Message::Sums(pb::Sums {
                 first_page: first.get(),
@@ -389,7 +396,15 @@ impl TryFrom<pb::FetchChunk> for FetchChunk {
         use pb::fetch_chunk::Chunk;
         Ok(match present("a fetch chunk", raw.chunk)? {
             Chunk::Copy(raw) => {
-                Self::Copy { copy: copy(present("the copy", raw.copy)?)?, compare: raw.compare }
+                let known = |what, raw: Option<pb::Position>| {
+                    raw.map(|raw| position(what, Some(raw))).transpose()
+                };
+                Self::Copy {
+                    copy: copy(present("the copy", raw.copy)?)?,
+                    compare: raw.compare,
+                    common: known("the common position", raw.common)?,
+                    oldest: known("the oldest position", raw.oldest)?,
+                }
             }
             Chunk::Pages(raw) => Self::Pages {
                 first: page_no("the first page", raw.first_page)?,
@@ -411,9 +426,12 @@ impl From<FetchChunk> for pb::FetchChunk {
     fn from(chunk: FetchChunk) -> Self {
         use pb::fetch_chunk::Chunk;
         let chunk = match chunk {
-            FetchChunk::Copy { copy, compare } => {
-                Chunk::Copy(pb::CopyBegin { copy: Some(copy_out(copy)), compare })
-            }
+            FetchChunk::Copy { copy, compare, common, oldest } => Chunk::Copy(pb::CopyBegin {
+                copy: Some(copy_out(copy)),
+                compare,
+                common: common.map(Into::into),
+                oldest: oldest.map(Into::into),
+            }),
             FetchChunk::Pages { first, data, next } => {
                 Chunk::Pages(pb::Pages { first_page: first.get(), data, next_page: next.get() })
             }
@@ -553,7 +571,6 @@ impl From<LinkError> for Status {
             | LinkError::Connect { .. }
             | LinkError::OldEpoch { .. }
             | LinkError::Join(_)
-            | LinkError::Catalog(_)
             | LinkError::Stopping => Self::aborted(error.to_string()),
         }
     }

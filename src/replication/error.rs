@@ -174,8 +174,6 @@ pub(crate) enum LinkError {
     OldEpoch { theirs: Epoch, seen: Epoch },
     #[error("keep the cluster's id")]
     Join(#[source] std::io::Error),
-    #[error("bring the databases in line with the primary's")]
-    Catalog(#[source] OpError),
     #[error("this node is stopping")]
     Stopping,
 }

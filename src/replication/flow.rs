@@ -73,6 +73,16 @@ impl Flow {
         self.how.is_none().then(|| self.failed(Trouble::Mismatch))
     }
 
+    /// Transactions arrived before the database was made here.
+    pub(crate) fn missed(&mut self) -> Option<Order> {
+        self.how.is_none().then(|| self.order(How::Best, Duration::ZERO))
+    }
+
+    /// The Fetch ended because the database is not here. Runs go on counting.
+    pub(crate) fn gone(&mut self) {
+        self.how = None;
+    }
+
     /// A live transaction could not be received.
     pub(crate) fn failed(&mut self, trouble: Trouble) -> Order {
         self.failures = self.failures.saturating_add(1);
@@ -132,6 +142,16 @@ mod tests {
         assert_eq!(order.how, How::Whole);
         assert!(order.pause > Duration::ZERO);
         assert_eq!(flow.failed(Trouble::Network).how, How::Whole, "it does not become laxer");
+    }
+
+    #[test]
+    fn a_database_that_is_made_late_is_fetched_once() {
+        let mut flow = Flow::default();
+        assert_eq!(flow.missed().map(|order| order.how), Some(How::Best));
+        assert_eq!(flow.missed(), None);
+        flow.gone();
+        assert!(flow.missed().is_some());
+        assert_eq!(flow.fetched(), 1);
     }
 
     #[test]

@@ -47,9 +47,9 @@ impl Levels {
         }
     }
 
-    /// How many databases the primary has reported.
-    pub(crate) fn len(&self) -> usize {
-        self.targets.len()
+    /// The newest position of a database that is reported and not reached.
+    pub(crate) fn target(&self, db: DbId) -> Option<Pos> {
+        self.targets.get(&db)?.back().map(|target| target.pos)
     }
 
     /// The primary no longer has a database.

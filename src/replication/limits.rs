@@ -49,6 +49,10 @@ pub(crate) const ENTRIES_PER_MESSAGE: usize = 1024;
 pub(crate) const NAMES_BYTES_PER_MESSAGE: usize = 256 * 1024;
 /// Databases of one node.
 pub(crate) const DATABASES_MAX: usize = 1 << 20;
+/// Positions of a follower's history in one Fetch.
+pub(crate) const HISTORY_MAX: usize = 256;
+/// Databases that a beat may name before the catalog does.
+pub(crate) const EARLY_REPORTS_MAX: usize = 4096;
 /// Globs of a follower.
 pub(crate) const FILTERS_MAX: usize = 64;
 /// Bytes of one glob.
@@ -64,6 +68,8 @@ pub(crate) const STREAMS_PER_CONNECTION: u32 = 32;
 pub(crate) const FOLLOWERS_MAX: usize = 64;
 /// Fetches that one primary serves at a time.
 pub(crate) const FETCHES_SERVED_MAX: usize = 64;
+/// Fetches that one primary serves to one follower at a time.
+pub(crate) const FETCHES_PER_FOLLOWER: usize = 16;
 /// Fetches that a follower runs at a time, copies not counted.
 pub(crate) const CATCH_UPS_MAX: usize = 4;
 /// Copies that a follower runs at a time.
@@ -78,6 +84,8 @@ pub(crate) const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For the first messages of a stream.
 pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// For all positions that a follower says at the start of a stream.
+pub(crate) const POSITIONS_TIMEOUT: Duration = Duration::from_secs(30);
 /// HTTP/2 pings: together with [`PING_TIMEOUT`] a dead peer is noticed within 3 seconds.
 pub(crate) const PING_INTERVAL: Duration = Duration::from_millis(1000);
 /// How long a ping may take.
@@ -111,6 +119,14 @@ pub(crate) const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 pub(crate) const FETCH_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// Longest pause before fetching a database again.
 pub(crate) const FETCH_BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// First pause before a database that could not be made or named is tried again.
+pub(crate) const NAMING_RETRY_MIN: Duration = Duration::from_millis(250);
+/// Longest pause before it is tried again.
+pub(crate) const NAMING_RETRY_MAX: Duration = Duration::from_secs(15);
+/// How long a new connection waits for the catalog to be carried out before it takes transactions.
+pub(crate) const SETTLE_WAIT: Duration = Duration::from_secs(5);
+/// How long a follower that is stopped waits for its threads and for what they are doing on the disk.
+pub(crate) const FOLLOWER_STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a copy's progress is made durable, in bytes.
 pub(crate) const PROGRESS_BYTES: u64 = 16 * 1024 * 1024;
 /// How often positions are looked at that were received and not yet applied.

@@ -103,6 +103,8 @@ pub(crate) struct FetchBegin {
     /// The follower can send sums.
     pub(crate) sums: bool,
     pub(crate) resume: Option<CopyState>,
+    /// Positions in the follower's log, newest first.
+    pub(crate) history: Vec<Pos>,
 }
 
 /// Asks for the sums of a database's pages.
@@ -136,7 +138,8 @@ pub(crate) enum FetchRequest {
 /// What the primary says on a Fetch.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum FetchChunk {
-    Copy { copy: CopyState, compare: bool },
+    /// `common` is the newest position of the follower's history that the primary's log has, `oldest` where that begins.
+    Copy { copy: CopyState, compare: bool, common: Option<Pos>, oldest: Option<Pos> },
     Pages { first: PageNo, data: Bytes, next: PageNo },
     Record { epoch: Epoch, pos: Pos, size: u64 },
     Data(Bytes),

@@ -44,6 +44,7 @@ mod view;
 pub use error::{Reason, Refusal};
 pub use follower::{
     CompareError, Comparison, CopyProgress, Follower, FollowerOptions, FollowingStatus, Link,
+    SetAside,
 };
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_filter, fuzz_message};

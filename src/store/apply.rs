@@ -46,6 +46,10 @@ impl Store {
     fn apply_all(&self, db: &Arc<Database>, client: &Pool) -> Option<Duration> {
         let id = db.id()?;
         loop {
+            if self.to_apply.is_claimed(id) {
+                // A stream of transactions must not keep a rename waiting.
+                return Some(Duration::ZERO);
+            }
             let batch = match db.next_batch() {
                 Ok(Some(batch)) => batch,
                 Ok(None) => return None,

@@ -1,133 +1,19 @@
-//! What a replica does with the primary's catalog and copies; and what it knows of the primary.
+//! What a replica does with the primary's copies; and what it knows of the primary.
 
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{Role, Store};
 use crate::client::{Answer, Pool, Request};
 use crate::database::{Database, Image, OpError};
 use crate::disk::{self, clock};
-use crate::types::{DbId, DbName, NodeId, Pos, Txid};
+use crate::types::{DbId, NodeId, Pos, Txid};
 
 impl Store {
-    /// On a replica: makes or renames a database as the primary has it. A local file in the way moves
-    /// to `lost+found`. Blocks on the mount.
-    ///
-    /// # Errors
-    /// The log's directory could not be made, or the rename failed.
-    pub fn adopt(&self, id: DbId, name: &DbName) -> Result<Arc<Database>, OpError> {
-        if let Some(other) = self.by_name(name)
-            && let Some(other_id) = other.id()
-            && other_id != id
-        {
-            self.forget(other_id)?;
-        }
-        if let Some(db) = self.by_id(id) {
-            // An apply under way would bring the file back under its old name.
-            let _claim = self.to_apply.claim(id);
-            let before = db.name();
-            if before != *name {
-                self.clear_the_way(name)?;
-                if self.shared.files.join(before.as_path()).exists() {
-                    self.call(&db, Request::MakeParents { name: name.clone() })?;
-                    self.check_parents(name)?;
-                    self.call(&db, Request::Rename { from: before, to: name.clone() })?;
-                } else {
-                    db.will_rename(name)?;
-                    db.renamed(name)?;
-                    let mut catalog = self.catalog.lock();
-                    catalog.remove_name(&before);
-                    catalog.name(name.clone(), &db);
-                }
-            }
-            return Ok(db);
-        }
-        self.clear_the_way(name)?;
-        let db = Database::adopted(&self.shared, id, name.clone())?;
-        self.catalog.lock().track(id, db.clone());
-        Ok(db)
-    }
-
-    /// Moves what is no replicated database out of the way of one: a file of that name, or anything but a directory
-    /// above it. A symbolic link there would lead out of the data directory.
-    fn clear_the_way(&self, name: &DbName) -> Result<(), OpError> {
-        if let Some(above) = self.no_directory_above(name) {
-            self.move_away(&above)?;
-        }
-        self.move_away(name)
-    }
-
-    /// The first component above a name that exists and is not a directory.
-    fn no_directory_above(&self, name: &DbName) -> Option<DbName> {
-        let bytes = name.as_bytes();
-        let slashes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/');
-        slashes.filter_map(|(at, _)| DbName::new(&bytes[..at]).ok()).find(|above| {
-            let path = self.shared.files.join(above.as_path());
-            fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir())
-        })
-    }
-
-    /// Fails if something came between the directories above a name since the way was cleared.
-    fn check_parents(&self, name: &DbName) -> Result<(), OpError> {
-        match self.no_directory_above(name) {
-            None => Ok(()),
-            Some(above) => Err(OpError::Disk {
-                step: "use as directory",
-                path: self.shared.files.join(above.as_path()),
-                source: io::ErrorKind::NotADirectory.into(),
-            }),
-        }
-    }
-
-    fn move_away(&self, name: &DbName) -> Result<(), OpError> {
-        let path = self.shared.files.join(name.as_path());
-        let Ok(metadata) = fs::symlink_metadata(&path) else { return Ok(()) };
-        let fail = |step| {
-            let path = path.clone();
-            move |source| OpError::Disk { step, path: path.clone(), source }
-        };
-        if metadata.is_file() && metadata.len() == 0 {
-            fs::remove_file(&path).map_err(fail("remove empty file"))?;
-        } else {
-            let base = name.as_path().file_name().unwrap_or(name.as_path().as_os_str());
-            let mut kept = std::ffi::OsString::from(format!("{}-", clock::wall_ms()));
-            kept.push(base);
-            let kept = self.lost_and_found.join(kept);
-            #[allow(
-                clippy::disallowed_methods,
-                reason = "the content is not new; a directory may move too"
-            )]
-            fs::rename(&path, &kept).map_err(fail("move to lost+found"))?;
-            warn!(db = %name, to = %kept.display(), "a local file was in the way of a replicated database");
-        }
-        self.invalidate(name);
-        Ok(())
-    }
-
-    /// On a replica: removes a database the primary does not have. Blocks on the mount.
-    ///
-    /// # Errors
-    /// A file could not be removed.
-    pub fn forget(&self, id: DbId) -> Result<(), OpError> {
-        let Some(db) = self.by_id(id) else { return Ok(()) };
-        // An apply under way would bring the file back.
-        let _claim = self.to_apply.claim(id);
-        let name = db.name();
-        if self.shared.files.join(name.as_path()).exists() {
-            self.call(&db, Request::Remove { name: name.clone() })?;
-        }
-        db.removed();
-        self.fenced.lock().remove(&id);
-        self.used.lock().remove(&id);
-        info!(db = %name, %id, "removed, as on the primary");
-        Ok(())
-    }
-
     /// On a replica: replaces a database's content by a complete image that `Snapshot`s gave, checked
     /// against the position's checksum first. Readers see either state. Blocks for long.
     ///
@@ -137,6 +23,10 @@ impl Store {
         let image = Image::check(db, image, pos)?;
         let id = db.id().ok_or_else(|| OpError::NotTracked(db.name()))?;
         let _claim = self.to_apply.claim(id);
+        if self.shared.is_primary() {
+            // It was promoted while the image was checked: its own content counts.
+            return Err(OpError::NotReplica(db.name()));
+        }
         let is_used = db.begin_install()?;
         let result = self.put_image(db, id, &image, is_used);
         db.end_install();
@@ -216,7 +106,7 @@ impl Store {
         Ok(())
     }
 
-    fn call(&self, db: &Database, request: Request) -> Result<Answer, OpError> {
+    pub(super) fn call(&self, db: &Database, request: Request) -> Result<Answer, OpError> {
         let (Some(client), Some(id)) = (self.shared.client(), db.id()) else {
             return Err(OpError::NotTracked(db.name()));
         };

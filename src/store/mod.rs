@@ -5,11 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod announce;
 mod apply;
 mod catalog;
 mod follow;
 mod housekeeping;
+mod lost;
 mod open;
 mod queue;
 mod stop;
@@ -29,6 +31,7 @@ use crate::database::{Database, Event, Shared};
 use crate::types::{DbId, DbName, Epoch, NodeId, Txid};
 
 pub use announce::{Announcement, CatalogChange, Subscription};
+pub use lost::Extra;
 
 use announce::Announcer;
 use catalog::Catalog;

@@ -1,6 +1,6 @@
 //! A queue of databases for a few threads: each at most once, and never on two threads at a time.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -13,6 +13,8 @@ struct Inner {
     later: Vec<(Instant, DbId)>,
     queued: HashSet<DbId>,
     running: HashSet<DbId>,
+    /// How many wait for a claim: those that work make room for them.
+    claimants: HashMap<DbId, usize>,
     is_closed: bool,
 }
 
@@ -65,7 +67,9 @@ impl WorkQueue {
             let due: Vec<DbId> =
                 inner.later.extract_if(.., |(at, _)| *at <= now).map(|(_, id)| id).collect();
             inner.ready.extend(due);
-            let free = inner.ready.iter().position(|id| !inner.running.contains(id));
+            let free = inner.ready.iter().position(|id| {
+                !inner.running.contains(id) && !inner.claimants.contains_key(id)
+            });
             if let Some(id) = free.and_then(|index| inner.ready.remove(index)) {
                 inner.queued.remove(&id);
                 inner.running.insert(id);
@@ -88,10 +92,22 @@ impl WorkQueue {
     /// Waits until no thread works on a database, and keeps it so while the claim lives.
     pub(super) fn claim(&self, id: DbId) -> Claim<'_> {
         let mut inner = self.inner.lock();
+        *inner.claimants.entry(id).or_default() += 1;
         while !inner.running.insert(id) {
             self.changed.wait(&mut inner);
         }
+        if let Some(count) = inner.claimants.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                inner.claimants.remove(&id);
+            }
+        }
         Claim { queue: self, id }
+    }
+
+    /// Whether somebody waits for a claim.
+    pub(super) fn is_claimed(&self, id: DbId) -> bool {
+        self.inner.lock().claimants.contains_key(&id)
     }
 
     pub(super) fn close(&self) {

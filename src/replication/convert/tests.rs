@@ -83,13 +83,16 @@ proptest! {
             next: PageNo::new(next).unwrap(),
         };
         let begin = FetchBegin {
-            caller: somebody(), db, pos, pages: true, sums: true, resume: Some(copy),
+            caller: somebody(), db, pos, pages: true, sums: true, resume: Some(copy), history: vec![pos],
         };
         let messages = [
             pb::FollowRequest::from(FollowRequest::Acks(vec![Ack { db, durable: pos, applied: pos }]))
                 .encode_to_vec(),
             pb::FetchRequest::from(FetchRequest::Begin(begin)).encode_to_vec(),
-            pb::FetchChunk::from(FetchChunk::Copy { copy, compare: true }).encode_to_vec(),
+            pb::FetchChunk::from(FetchChunk::Copy {
+                copy, compare: true, common: Some(pos), oldest: Some(pos),
+            })
+            .encode_to_vec(),
         ];
         for mut bytes in messages {
             let at = at.index(bytes.len());
@@ -125,6 +128,14 @@ proptest! {
         check_sums(&SumsChunk::Changed { pages: vec![PageNo::FIRST], kept: run });
         check_sums(&SumsChunk::Done { pos });
         check_sums(&SumsChunk::Gone { pos });
+        let copy =
+            CopyState { base: pos, page_size: PageSize::MIN, page_count: 8, next: PageNo::FIRST };
+        for common in [None, Some(pos)] {
+            check_chunk(&FetchChunk::Copy { copy, compare: true, common, oldest: common });
+        }
+        check_fetch(&FetchRequest::Begin(FetchBegin {
+            caller: somebody(), db, pos, pages: true, sums: true, resume: None, history: vec![pos],
+        }));
     }
 }
 

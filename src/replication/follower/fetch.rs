@@ -20,6 +20,7 @@ use super::dial::Primary;
 use super::image::{Image, ImageError, Place};
 use super::lanes::{Event, Fetched, Item, Job, Lanes, Session, trouble};
 use crate::database::{Database, OpError};
+use crate::replication::catchup::{Parted, parted};
 use crate::replication::convert::Incoming;
 use crate::replication::error::{LinkError, Malformed, Reason};
 use crate::replication::flow::{How, Trouble};
@@ -29,7 +30,7 @@ use crate::replication::limits::{
 use crate::replication::link::{blocking, receive};
 use crate::replication::membership::Membership;
 use crate::replication::message::{CopyState, FetchBegin, FetchChunk, FetchRequest};
-use crate::store::Store;
+use crate::store::{Extra, Store};
 use crate::types::{DbId, DbName, Epoch, PageNo, Pos};
 
 /// The primary answers only when it has found a pause between transactions.
@@ -101,6 +102,11 @@ impl Claims {
     fn try_claim(self: &Arc<Self>, db: DbId) -> Option<Arc<Claim>> {
         let is_free = self.claimed.lock().insert(db);
         is_free.then(|| Arc::new(Claim { claims: Arc::clone(self), db }))
+    }
+
+    /// The databases with work under way.
+    pub(crate) fn claimed(&self) -> Vec<DbId> {
+        self.claimed.lock().iter().copied().collect()
     }
 }
 
@@ -260,10 +266,18 @@ impl One<'_> {
                 self.on_disk(move || place.saved()).await?
             }
         };
+        let database = Arc::clone(&self.database);
+        let history = self.on_disk(move || {
+            database.history().unwrap_or_else(|error| {
+                warn!(db = %database.name(), %error, "read the history");
+                Vec::new()
+            })
+        });
         let begin = FetchBegin {
             caller: self.fetcher.me.caller(self.fetcher.session.id),
             db: self.db,
             pos,
+            history: history.await?,
             pages: how != How::Best,
             sums: how != How::Whole && (pos.txid.is_some() || resume.is_some()),
             resume,
@@ -275,14 +289,15 @@ impl One<'_> {
         match receive(&mut chunks, CHUNK_TIMEOUT).await? {
             FetchChunk::Done { .. } => Ok(()),
             FetchChunk::Record { epoch, size, .. } => self.log(&mut chunks, epoch, size).await,
-            FetchChunk::Copy { copy, compare } => {
+            FetchChunk::Copy { copy, compare, common, oldest } => {
+                let parted = parted(pos, common, oldest);
                 let permit = match permit {
                     Some(permit) => permit,
                     None => Arc::clone(&self.fetcher.copies)
                         .try_acquire_owned()
                         .map_err(|_| FetchError::CopyMustWait)?,
                 };
-                let result = self.copy(&mut chunks, copy, compare.then_some(requests)).await;
+                let result = self.copy(&mut chunks, copy, compare.then_some(requests), parted).await;
                 drop(permit);
                 result
             }
@@ -326,6 +341,7 @@ impl One<'_> {
         chunks: &mut Incoming<FetchChunk>,
         copy: CopyState,
         sums: Option<mpsc::Sender<FetchRequest>>,
+        parted: Parted,
     ) -> Result<(), FetchError> {
         let name = self.database.name();
         info!(db = %name, pages = copy.page_count, next = %copy.next, compare = sums.is_some(), "copy of pages begins");
@@ -361,14 +377,7 @@ impl One<'_> {
             return Err(unexpected("more after the last change set"));
         };
         let received = image.received();
-        let before = self.database.position();
-        if before.txid_raw() >= pos.txid_raw() && before != pos {
-            warn!(
-                db = %name, ours = %before, primary = %pos,
-                "this copy has transactions that the primary does not have: they are dropped"
-            );
-        }
-        self.install(image, ltx, pos).await?;
+        self.install(image, ltx, pos, parted).await?;
         info!(db = %name, txid = %pos, received, "copy of pages is installed");
         Ok(())
     }
@@ -408,13 +417,28 @@ impl One<'_> {
         self.fetcher.copying.lock().insert(self.db, progress);
     }
 
-    async fn install(&self, mut image: Image, ltx: Vec<u8>, pos: Pos) -> Result<(), FetchError> {
+    async fn install(
+        &self,
+        mut image: Image,
+        ltx: Vec<u8>,
+        pos: Pos,
+        parted: Parted,
+    ) -> Result<(), FetchError> {
         let (store, database) = (Arc::clone(&self.fetcher.store), Arc::clone(&self.database));
         let place = self.place.clone();
         let installed = self.on_disk(move || {
             image.save()?;
             image.complete(&ltx)?;
             drop(ltx);
+            let extra = match parted {
+                Parted::Never => None,
+                Parted::Behind(common) => Some(Extra::Behind(common)),
+                Parted::Somewhere => Some(Extra::All),
+                Parted::Unknown => Some(Extra::Own),
+            };
+            if let Some(extra) = extra {
+                store.keep_extra(&database, extra).map_err(FetchError::Install)?;
+            }
             store.install(&database, place.pages(), pos).map_err(FetchError::Install)?;
             place.remove();
             Ok(())

@@ -3,7 +3,7 @@
 //! Each database belongs to one lane, so its transactions stay in order while databases go in parallel.
 //! Lanes outlive connections; what an ended session left in a queue is skipped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,6 +62,8 @@ pub(crate) enum Event {
     Fetched(Fetched),
     /// Its pages are known to be damaged.
     Mend,
+    /// It was made here.
+    Adopted,
     Dropped,
 }
 
@@ -95,6 +97,7 @@ impl Lanes {
                 acks: Arc::clone(acks),
                 session: 0,
                 flows: HashMap::new(),
+                missed: HashSet::new(),
             };
             let name = format!("weir-receive-{lane}");
             threads.push(std::thread::Builder::new().name(name).spawn(move || worker.run(items))?);
@@ -120,6 +123,8 @@ struct Lane {
     acks: Arc<Acks>,
     session: u64,
     flows: HashMap<DbId, Flow>,
+    /// Databases of which something arrived before they were made here.
+    missed: HashSet<DbId>,
 }
 
 impl Lane {
@@ -131,6 +136,7 @@ impl Lane {
             if item.session.id != self.session {
                 self.session = item.session.id;
                 self.flows.clear();
+                self.missed.clear();
             }
             self.take(item);
         }
@@ -142,6 +148,7 @@ impl Lane {
             Event::Records { run, records, sync_now } => {
                 self.receive(&session, db, run, &records, sync_now);
             }
+            Event::Behind { .. } if self.store.by_id(db).is_none() => drop(self.missed.insert(db)),
             Event::Behind { run } => {
                 if let Some(order) = self.flow(db).behind(run) {
                     start(&session, db, order);
@@ -157,8 +164,27 @@ impl Lane {
                     start(&session, db, order);
                 }
             }
-            Event::Fetched(Fetched::Gone) | Event::Dropped => {
+            Event::Adopted => {
+                if self.missed.remove(&db)
+                    && let Some(order) = self.flow(db).missed()
+                {
+                    start(&session, db, order);
+                }
+            }
+            Event::Fetched(Fetched::Gone) if self.store.by_id(db).is_some() => {
+                // It has come back meanwhile, or the primary will say that it is gone.
+                let order = self.flow(db).failed(Trouble::Network);
+                start(&session, db, order);
+            }
+            Event::Fetched(Fetched::Gone) => {
+                // If it comes back, the primary waits to hear where to go on.
+                self.flow(db).gone();
+                self.missed.insert(db);
+                self.acks.dropped(db);
+            }
+            Event::Dropped => {
                 self.flows.remove(&db);
+                self.missed.remove(&db);
                 self.acks.dropped(db);
             }
         }
@@ -176,10 +202,13 @@ impl Lane {
         records: &[Record],
         sync_now: bool,
     ) {
+        let Some(database) = self.store.by_id(db) else {
+            self.missed.insert(db);
+            return;
+        };
         if !self.flow(db).takes(run) {
             return;
         }
-        let Some(database) = self.store.by_id(db) else { return };
         for record in records {
             match database.receive(record.epoch, &record.ltx) {
                 Ok(_) => {
@@ -196,7 +225,11 @@ impl Lane {
     }
 
     fn resume(&mut self, session: &Session, db: DbId) {
-        let Some(database) = self.store.by_id(db) else { return };
+        let Some(database) = self.store.by_id(db) else {
+            self.flow(db).gone();
+            self.missed.insert(db);
+            return;
+        };
         let run = self.flow(db).fetched();
         self.acks.received(db, false);
         let request = FollowRequest::Resume { db, pos: database.position(), run };

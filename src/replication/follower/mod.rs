@@ -9,6 +9,7 @@ mod compare;
 mod dial;
 mod fetch;
 mod image;
+mod keeper;
 mod lanes;
 mod session;
 
@@ -25,7 +26,7 @@ use tracing::{error, info, warn};
 
 use super::backoff::{exponential, jittered};
 use super::error::{LinkError, Refusal};
-use super::limits::{BACKOFF_MAX, BACKOFF_MIN, REFUSED_PAUSE};
+use super::limits::{BACKOFF_MAX, BACKOFF_MIN, FOLLOWER_STOP_TIMEOUT, REFUSED_PAUSE};
 use super::membership::Membership;
 use super::message::SumsRequest;
 use crate::disk::clock;
@@ -34,10 +35,15 @@ use crate::types::{Checksum, DbId, Epoch, NodeId, Pos};
 use acks::Acks;
 use dial::Primary;
 use fetch::Claims;
+use keeper::Keeper;
 use lanes::Lanes;
 
 pub use compare::{CompareError, Comparison};
 pub use fetch::CopyProgress;
+pub use keeper::SetAside;
+
+/// How often a follower that is stopped looks whether everything has ended.
+const STOP_POLL: Duration = Duration::from_millis(2);
 
 /// How to follow.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -76,6 +82,8 @@ pub struct FollowingStatus {
     pub lag: Option<Duration>,
     /// Copies under way.
     pub copies: Vec<CopyProgress>,
+    /// Databases of the primary that cannot be made or named here.
+    pub aside: Vec<SetAside>,
 }
 
 #[derive(Debug)]
@@ -87,8 +95,7 @@ struct Shared {
     acks: Arc<Acks>,
     claims: Arc<Claims>,
     copying: Arc<Mutex<HashMap<DbId, CopyProgress>>>,
-    /// Held while the set of databases is changed: by one session at a time.
-    catalog: Mutex<()>,
+    keeper: Arc<Keeper>,
     epoch: Mutex<Epoch>,
     level_at: Mutex<Option<Duration>>,
     /// The connection, and its session's number; `None` while there is none.
@@ -141,7 +148,11 @@ impl Follower {
     ) -> io::Result<Self> {
         std::fs::create_dir_all(&options.tmp)?;
         let acks = Arc::<Acks>::default();
-        let (lanes, threads) = Lanes::start(&store, &acks)?;
+        let (lanes, mut threads) = Lanes::start(&store, &acks)?;
+        let keeper = Keeper::new(Arc::clone(&store));
+        let keeping = Arc::clone(&keeper);
+        let thread = std::thread::Builder::new().name("weir-names".to_owned());
+        threads.push(thread.spawn(move || keeping.run())?);
         let epoch = store.databases().iter().map(|db| db.position().epoch).max();
         let shared = Arc::new(Shared {
             store,
@@ -151,7 +162,7 @@ impl Follower {
             acks,
             claims: Arc::default(),
             copying: Arc::default(),
-            catalog: Mutex::new(()),
+            keeper: Arc::clone(&keeper),
             epoch: Mutex::new(epoch.unwrap_or(Epoch::ZERO)),
             level_at: Mutex::default(),
             peer: Mutex::default(),
@@ -172,6 +183,7 @@ impl Follower {
             error,
             lag: level_at.map(|at| clock::boottime().saturating_sub(at)),
             copies: self.shared.copying.lock().values().cloned().collect(),
+            aside: self.shared.keeper.aside(),
         }
     }
 
@@ -191,7 +203,8 @@ impl Follower {
         Ok(compare::compare(&primary, request, sums).await?)
     }
 
-    /// Ends the connection; what was received is taken into the logs, what was being taken is finished.
+    /// Ends the connection; what was received is taken into the logs, what was being taken is finished. Waits for a
+    /// bounded time: a disk that does not answer keeps nobody.
     pub async fn stop(self) {
         let Self { shared, stop, task, threads } = self;
         stop.send_replace(true);
@@ -201,15 +214,32 @@ impl Follower {
             error!("the follower's task has panicked");
         }
         shared.acks.stop();
-        // The threads end when the last lane is gone.
+        shared.keeper.stop();
+        let (claims, keeper) = (Arc::clone(&shared.claims), Arc::clone(&shared.keeper));
+        let store = Arc::clone(&shared.store);
+        // The receiving threads end when the last lane is gone.
         drop(shared);
-        let joined = tokio::task::spawn_blocking(move || {
-            threads.into_iter().filter_map(|thread| thread.join().err()).count()
-        });
-        match joined.await {
-            Ok(0) => (),
-            Ok(panics) => error!(panics, "threads of the follower have panicked"),
-            Err(error) => error!(%error, "wait for the follower's threads"),
+        let ended = async {
+            while !threads.iter().all(std::thread::JoinHandle::is_finished)
+                || !claims.claimed().is_empty()
+                || !keeper.busy().is_empty()
+            {
+                tokio::time::sleep(STOP_POLL).await;
+            }
+        };
+        if tokio::time::timeout(FOLLOWER_STOP_TIMEOUT, ended).await.is_err() {
+            let busy: Vec<String> = claims
+                .claimed()
+                .into_iter()
+                .chain(keeper.busy().into_keys())
+                .map(|id| store.by_id(id).map_or_else(|| id.to_string(), |db| db.name().to_string()))
+                .collect();
+            warn!(?busy, "work on these databases did not end in time and goes on by itself");
+        }
+        let finished = threads.into_iter().filter(std::thread::JoinHandle::is_finished);
+        let panics = finished.filter_map(|thread| thread.join().err()).count();
+        if panics > 0 {
+            error!(panics, "threads of the follower have panicked");
         }
     }
 }
@@ -253,9 +283,10 @@ fn note(shared: &Shared, ended: &LinkError) -> bool {
     is_news
 }
 
-fn describe(ended: &LinkError) -> String {
-    let mut text = ended.to_string();
-    let mut cause = std::error::Error::source(ended);
+/// An error and its causes in one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
     while let Some(error) = cause {
         let more = error.to_string();
         if !text.contains(&more) {
@@ -275,7 +306,7 @@ fn report(address: &str, ended: &LinkError) {
         LinkError::Refused(Refusal { reason, message, .. }) => {
             info!(address, ?reason, "refused: {message}");
         }
-        LinkError::Join(_) | LinkError::Catalog(_) | LinkError::OldEpoch { .. } => {
+        LinkError::Join(_) | LinkError::OldEpoch { .. } => {
             error!(address, error = describe(ended), "cannot follow");
         }
         LinkError::Lost(_)

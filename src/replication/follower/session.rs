@@ -1,6 +1,6 @@
 //! One connection to a primary, from the hello to its end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,19 +14,16 @@ use super::fetch::{Fetcher, Parts};
 use super::image::Place;
 use super::lanes::{Event, Item, Session};
 use super::{Link, Shared};
-use crate::database::OpError;
 use crate::disk::clock;
 use crate::replication::convert::Incoming;
 use crate::replication::error::{LinkError, Malformed};
 use crate::replication::level::Levels;
 use crate::replication::limits::{
-    ACK_PAUSE, APPLIED_POLL, BEAT_TIMEOUT, DATABASES_MAX, ENTRIES_PER_MESSAGE, HELLO_TIMEOUT,
-    REQUESTS_QUEUED, STALL_TIMEOUT,
+    ACK_PAUSE, APPLIED_POLL, BEAT_TIMEOUT, DATABASES_MAX, EARLY_REPORTS_MAX, ENTRIES_PER_MESSAGE,
+    HELLO_TIMEOUT, REQUESTS_QUEUED, SETTLE_WAIT, STALL_TIMEOUT,
 };
 use crate::replication::link::{blocking, receive};
 use crate::replication::message::{FollowEvent, FollowRequest, Welcome};
-use crate::replication::naming::{Naming, naming_plan};
-use crate::store::Store;
 use crate::types::{DbId, DbName, Pos};
 
 /// The live stream is silent as long as nothing happens; pings and beats notice a dead peer.
@@ -34,18 +31,17 @@ const QUIET: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Looking for applied positions gets rarer while nothing moves.
 const APPLIED_POLL_MAX: Duration = Duration::from_millis(100);
 
-/// Threads that make new databases when a replica starts.
-const ADOPTERS: usize = 8;
 /// How often databases are asked whether they are damaged.
 const MEND_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Marks the session as over however it ends.
-struct Over(Arc<Session>, Arc<Store>);
+struct Over(Arc<Session>, Arc<Shared>);
 
 impl Drop for Over {
     fn drop(&mut self) {
         self.0.is_over.store(true, Ordering::Release);
-        self.1.lost_primary();
+        self.1.keeper.end();
+        self.1.store.lost_primary();
     }
 }
 
@@ -87,7 +83,7 @@ async fn try_follow(
     let (jobs, orders) = mpsc::unbounded_channel();
     let is_over = AtomicBool::new(false);
     let session = Arc::new(Session { id, requests, jobs, is_over });
-    let _over = Over(Arc::clone(&session), Arc::clone(store));
+    let _over = Over(Arc::clone(&session), Arc::clone(shared));
     shared.connected(Link {
         address: address.to_owned(),
         primary: welcome.name.clone(),
@@ -97,7 +93,15 @@ async fn try_follow(
     });
     *shared.peer.lock() = Some((primary.clone(), id));
     let wanted = catalog(&mut events).await?;
-    reconcile(shared, wanted).await?;
+    let ids: HashSet<DbId> = wanted.keys().copied().collect();
+    let (adopted, new) = mpsc::unbounded_channel();
+    let generation = shared.keeper.begin(wanted, adopted);
+    // What is not there in time is fetched later; what is there need not be.
+    if tokio::time::timeout(SETTLE_WAIT, shared.keeper.settled(generation)).await.is_err() {
+        info!(count = ids.len(), "databases are still being made");
+    }
+    let tmp = shared.options.tmp.clone();
+    blocking(move || Place::sweep(&tmp, |id| ids.contains(&id))).await?;
     let databases = store.databases();
     shared.acks.restart(databases.iter().filter_map(|db| Some((db.id()?, db.position()))));
     drop(databases);
@@ -120,7 +124,22 @@ async fn try_follow(
         ended = send_acks(shared, &session, &welcome, &levels) => ended,
         ended = fetcher.run(orders) => Err(ended),
         ended = mend(shared, &session) => ended,
+        ended = hand_on(shared, &session, new) => ended,
     }
+}
+
+/// Tells the lanes which databases were made: of some of them they have missed transactions.
+async fn hand_on(
+    shared: &Arc<Shared>,
+    session: &Arc<Session>,
+    mut new: mpsc::UnboundedReceiver<DbId>,
+) -> Result<std::convert::Infallible, LinkError> {
+    while let Some(db) = new.recv().await {
+        let session = Arc::clone(session);
+        shared.lanes.push(Item { session, db, event: Event::Adopted }).await;
+    }
+    // The keeper has been stopped.
+    Err(LinkError::Stopping)
 }
 
 /// Has damaged databases fetched anew, also those that no transaction would find out about.
@@ -190,56 +209,6 @@ async fn catalog(events: &mut Incoming<FollowEvent>) -> Result<HashMap<DbId, DbN
     }
 }
 
-/// Removes what the primary does not have, names and makes what it has.
-async fn reconcile(shared: &Arc<Shared>, wanted: HashMap<DbId, DbName>) -> Result<(), LinkError> {
-    let shared = Arc::clone(shared);
-    let done = blocking(move || -> Result<(), OpError> {
-        let _one_at_a_time = shared.catalog.lock();
-        let store = &shared.store;
-        let mut local = HashMap::new();
-        for db in store.databases() {
-            let Some(id) = db.id() else { continue };
-            if wanted.contains_key(&id) {
-                local.insert(id, db.name());
-            } else {
-                info!(db = %db.name(), %id, "the primary does not have it: removing");
-                store.forget(id)?;
-            }
-        }
-        let (old, new): (Vec<_>, Vec<_>) =
-            naming_plan(&local, &wanted, &HashMap::new()).steps.into_iter().partition(|step| local.contains_key(&step.id));
-        for step in old {
-            if local.get(&step.id) != Some(&step.name) {
-                store.adopt(step.id, &step.name)?;
-                local.insert(step.id, step.name);
-            }
-        }
-        adopt_new(store, new)?;
-        Place::sweep(&shared.options.tmp, |id| wanted.contains_key(&id));
-        Ok(())
-    });
-    done.await?.map_err(LinkError::Catalog)
-}
-
-/// Makes databases that this node does not have. Each costs a few syncs, so several go at a time.
-fn adopt_new(store: &Store, new: Vec<Naming>) -> Result<(), OpError> {
-    let left = Mutex::new(new.into_iter());
-    std::thread::scope(|scope| {
-        let work = || -> Result<(), OpError> {
-            while let Some(step) = { left.lock().next() } {
-                store.adopt(step.id, &step.name)?;
-            }
-            Ok(())
-        };
-        let others: Vec<_> = (1..ADOPTERS).map(|_| scope.spawn(work)).collect();
-        let mine = work();
-        others.into_iter().fold(mine, |result, other| {
-            let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            result.and(other)
-        })
-    })
-}
-
 /// Takes the live stream: transactions go to the lanes, the catalog is changed in order.
 async fn take_events(
     shared: &Arc<Shared>,
@@ -251,25 +220,28 @@ async fn take_events(
     };
     loop {
         match receive(events, QUIET).await? {
+            FollowEvent::Transactions { db, .. } | FollowEvent::Behind { db, .. }
+                if !shared.keeper.wants(db) =>
+            {
+                let what = "a database that is not in the catalog";
+                return Err(Malformed::Unexpected(what).into());
+            }
             FollowEvent::Transactions { db, run, records, sync_now } => {
                 push(db, Event::Records { run, records, sync_now }).await;
             }
             FollowEvent::Behind { db, run } => push(db, Event::Behind { run }).await,
             FollowEvent::Named { db, name } => {
-                change(shared, move |store| {
-                    info!(db = %name, id = %db, "named by the primary");
-                    store.adopt(db, &name).map(drop)
-                })
-                .await?;
+                shared.keeper.named(db, name);
+                let count = shared.keeper.count();
+                if count > DATABASES_MAX {
+                    let (what, max) = ("the catalog", DATABASES_MAX);
+                    return Err(Malformed::TooMany { what, count, max }.into());
+                }
             }
             FollowEvent::Dropped { db } => {
+                info!(id = %db, "dropped by the primary");
                 push(db, Event::Dropped).await;
-                change(shared, move |store| {
-                    let name = store.by_id(db).map(|db| db.name().to_string());
-                    info!(db = name, id = %db, "dropped by the primary");
-                    store.forget(db)
-                })
-                .await?;
+                shared.keeper.dropped(db);
             }
             FollowEvent::Welcome(_) => return Err(Malformed::Unexpected("a second welcome").into()),
             FollowEvent::Catalog { .. } => {
@@ -277,18 +249,6 @@ async fn take_events(
             }
         }
     }
-}
-
-async fn change(
-    shared: &Arc<Shared>,
-    work: impl FnOnce(&Store) -> Result<(), OpError> + Send + 'static,
-) -> Result<(), LinkError> {
-    let shared = Arc::clone(shared);
-    let done = blocking(move || {
-        let _one_at_a_time = shared.catalog.lock();
-        work(&shared.store)
-    });
-    done.await?.map_err(LinkError::Catalog)
 }
 
 /// Takes the heartbeat.
@@ -300,24 +260,35 @@ async fn take_beats(
     levels: &Mutex<Levels>,
 ) -> Result<std::convert::Infallible, LinkError> {
     let mut beats = primary.heartbeat(shared.me.caller(session.id)).await?;
+    // Databases that the catalog does not name yet: it comes on another connection.
+    let mut early = HashMap::new();
+    // Databases without which this node counts as level: they are aside, and said to be.
+    let mut left_out = HashMap::new();
     loop {
         let beat = receive(&mut beats, BEAT_TIMEOUT).await?;
         shared.see_epoch(beat.epoch)?;
         let level_at = {
             let mut levels = levels.lock();
-            for (db, pos) in beat.databases {
+            early.retain(|db, _| !beat.gone.contains(db));
+            early.extend(beat.databases);
+            let now_known: Vec<DbId> =
+                early.keys().copied().filter(|db| shared.keeper.wants(*db)).collect();
+            for db in now_known {
+                let Some(pos) = early.remove(&db) else { continue };
                 levels.reported(db, pos);
                 if let Some(database) = shared.store.by_id(db) {
                     levels.applied(db, database.applied());
                 }
             }
-            let count = levels.len();
-            if count > DATABASES_MAX {
-                return Err(Malformed::TooMany { what: "a beat", count, max: DATABASES_MAX }.into());
+            if early.len() > EARLY_REPORTS_MAX {
+                let (count, max) = (early.len(), EARLY_REPORTS_MAX);
+                let what = "beats about databases that are not in the catalog";
+                return Err(Malformed::TooMany { what, count, max }.into());
             }
             for db in beat.gone {
                 levels.gone(db);
             }
+            leave_out(shared, &mut levels, &mut left_out);
             if beat.more {
                 continue;
             }
@@ -325,6 +296,28 @@ async fn take_beats(
             levels.level_at()
         };
         shared.heard(&welcome.name, level_at);
+    }
+}
+
+/// A database that cannot be made here does not hold the others' level back.
+fn leave_out(shared: &Shared, levels: &mut Levels, left_out: &mut HashMap<DbId, Option<Pos>>) {
+    let aside = shared.keeper.aside();
+    let missing: HashSet<DbId> = aside
+        .into_iter()
+        .map(|aside| aside.id)
+        .filter(|db| shared.store.by_id(*db).is_none())
+        .collect();
+    left_out.retain(|db, pos| {
+        let is_missing = missing.contains(db);
+        if let Some(pos) = pos.filter(|_| !is_missing) {
+            levels.reported(*db, pos);
+        }
+        is_missing
+    });
+    for db in missing {
+        let before = left_out.get(&db).copied().flatten();
+        left_out.insert(db, levels.target(db).or(before));
+        levels.gone(db);
     }
 }
 

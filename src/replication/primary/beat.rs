@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 
-use super::live::catalog;
+use super::live::{catalog, refreshed};
 use super::peers::Peer;
 use crate::disk::clock;
 use crate::replication::error::LinkError;
@@ -75,7 +75,8 @@ impl Beats {
         let changes = if announcement.catalog_lost {
             self.view.replace(&catalog(&self.store))
         } else {
-            announcement.catalog.into_iter().filter_map(|c| self.view.apply(c)).collect()
+            let changes = announcement.catalog.into_iter().map(|c| refreshed(&self.store, c));
+            changes.filter_map(|c| self.view.apply(c)).collect()
         };
         for change in changes {
             match change {

@@ -57,6 +57,15 @@ pub(crate) fn catalog(store: &Store) -> HashMap<DbId, DbName> {
     store.databases().iter().filter_map(|db| Some((db.id()?, db.name()))).collect()
 }
 
+/// A change as it is now: what was announced may be out of date, and the newest is announced as well.
+pub(crate) fn refreshed(store: &Store, change: CatalogChange) -> CatalogChange {
+    let (CatalogChange::Named { id, .. } | CatalogChange::Dropped { id }) = change;
+    match store.by_id(id) {
+        Some(db) => CatalogChange::Named { id, name: db.name() },
+        None => CatalogChange::Dropped { id },
+    }
+}
+
 /// A catalog cut into messages.
 fn catalog_events(view: &View) -> VecDeque<FollowEvent> {
     let mut events = VecDeque::new();
@@ -218,7 +227,8 @@ impl Live {
         let changes = if announcement.catalog_lost {
             self.view.replace(&catalog(&self.store))
         } else {
-            announcement.catalog.into_iter().filter_map(|c| self.view.apply(c)).collect()
+            let changes = announcement.catalog.into_iter().map(|c| refreshed(&self.store, c));
+            changes.filter_map(|c| self.view.apply(c)).collect()
         };
         for change in changes {
             match change {

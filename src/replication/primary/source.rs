@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::{debug, error, info, warn};
 
-use crate::database::{Database, LogRead, LogRecord, OpError, Snapshot};
+use crate::database::{Common, Database, LogRead, LogRecord, OpError, Snapshot};
 use crate::replication::catchup::{Situation, Step, first_step, is_close, log_step};
 use crate::replication::convert::Incoming;
 use crate::replication::error::{LinkError, Malformed, Reason, Refusal};
@@ -115,7 +115,9 @@ impl Source {
             db = %self.db.name(), peer = %begin.caller.name, pages = copy.page_count,
             next = %copy.next, compare, "copy of pages begins"
         );
-        self.send(FetchChunk::Copy { copy, compare }).await?;
+        let history = begin.history.clone();
+        let Common { pos: common, oldest } = self.on_disk(move |db| db.common(&history)).await?;
+        self.send(FetchChunk::Copy { copy, compare, common, oldest: Some(oldest) }).await?;
         let snapshot = Arc::new(snapshot);
         if compare {
             self.send_differing(&snapshot, &mut copy, requests).await?;
