@@ -181,7 +181,9 @@ fn create(source: &Connection, target: &Path, wait: Duration) -> anyhow::Result<
     if let Some(parent) = target.parent() {
         fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
     }
-    let temporary = with_suffix(target, &format!(".import-{:08x}", rand::random::<u32>()));
+    // Under such a name it is no database yet: replicas see it when it is complete and in place.
+    let temporary =
+        target.with_file_name(format!("{}{:016x}", DbName::IMPORT, rand::random::<u64>()));
     let done = replace(source, &temporary, wait).and_then(|pages| {
         let flags = rustix::fs::RenameFlags::NOREPLACE;
         let here = rustix::fs::CWD;

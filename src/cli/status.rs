@@ -108,6 +108,9 @@ fn as_text(status: &Status) -> String {
         let percent = u64::from(copy.pages) * 100 / u64::from(copy.pages_total.max(1));
         text += &format!("copying {}: {percent} % of {} pages\n", copy.name, copy.pages_total);
     }
+    for aside in &status.aside {
+        text += &format!("not as on the primary: {}: {}\n", aside.name, aside.reason);
+    }
     if let Some(error) = &status.follower_error {
         text += &format!("not following: {error}\n");
     }
@@ -130,6 +133,10 @@ fn databases(databases: &[DatabaseStatus]) -> String {
             Some(reason) => format!("{}: {reason}", db.state),
             None if db.applied == db.position => db.state.clone(),
             None => format!("{}, applied {}", db.state, db.applied),
+        };
+        let state = match db.lost_files {
+            0 => state,
+            files => format!("{state}; {files} files in lost+found"),
         };
         rows.push(row([
             &db.name,

@@ -402,6 +402,9 @@ impl Database {
         else {
             return Ok(None);
         };
+        if state.tracked.is_none() && name.is_being_imported() {
+            return Ok(None);
+        }
         self.track(state, page_size)?;
         let State { tracked, rollback, foreign_writer, .. } = &mut *state;
         let tracked = tracked.as_mut().expect("BUG: just tracked");

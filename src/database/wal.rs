@@ -96,6 +96,9 @@ impl Database {
         let (Some(page_size), Some(salts)) = (state.wal.page_size(), state.wal.salts()) else {
             return Ok(None);
         };
+        if state.tracked.is_none() && name.is_being_imported() {
+            return Ok(None);
+        }
         self.track(state, page_size)?;
         let State { tracked, wal, .. } = &mut *state;
         let tracked = tracked.as_mut().expect("BUG: just tracked");

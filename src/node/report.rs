@@ -6,12 +6,12 @@ use std::sync::{Arc, Weak};
 
 use super::identity::Identity;
 use super::status::{
-    CopyStatus, DatabaseStatus, NodeStatus, ReplicaDatabase, ReplicaStatus, Status,
+    AsideStatus, CopyStatus, DatabaseStatus, NodeStatus, ReplicaDatabase, ReplicaStatus, Status,
 };
 use crate::config::Config;
 use crate::database::Database;
 use crate::disk::clock;
-use crate::replication::{CopyProgress, Follower, FollowerStatus, Server};
+use crate::replication::{CopyProgress, Follower, FollowerStatus, Server, SetAside};
 use crate::store::{Role, Store};
 
 /// What a report is made from.
@@ -55,6 +55,7 @@ impl Reporter {
             databases,
             replicas: self.server.iter().flat_map(|s| s.followers()).map(replica).collect(),
             copies: following.iter().flat_map(|f| &f.copies).map(copy).collect(),
+            aside: following.iter().flat_map(|f| &f.aside).map(aside).collect(),
             follower_error: following.and_then(|following| following.error),
         }
     }
@@ -78,6 +79,7 @@ impl Reporter {
         let status = db.status()?;
         let log = self.config.node.data.join("log").join(&status.id);
         Some(DatabaseStatus {
+            lost_files: self.store.lost_files(&db.name()),
             log_bytes: status.log_bytes.unwrap_or_else(|| bytes_in(&log)),
             name: status.name,
             id: status.id,
@@ -100,6 +102,11 @@ fn bytes_in(directory: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
     entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.blocks() * 512).sum()
+}
+
+fn aside(aside: &SetAside) -> AsideStatus {
+    let (name, id) = (aside.name.to_string(), aside.id.to_string());
+    AsideStatus { name, id, reason: aside.reason.clone() }
 }
 
 fn copy(progress: &CopyProgress) -> CopyStatus {

@@ -25,6 +25,9 @@ pub struct Status {
     pub replicas: Vec<ReplicaStatus>,
     /// On a replica: databases that are being copied as a whole.
     pub copies: Vec<CopyStatus>,
+    /// On a replica: databases of the primary that it cannot make or name. Without them it counts as level.
+    #[serde(default)]
+    pub aside: Vec<AsideStatus>,
     /// On a replica: why it does not follow, if it does not.
     pub follower_error: Option<String>,
 }
@@ -40,6 +43,17 @@ pub struct CopyStatus {
     pub pages_total: u32,
 }
 
+/// A database of the primary that a replica cannot make or name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AsideStatus {
+    /// Its path on the primary.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// What is in the way, and what to do.
+    pub reason: String,
+}
+
 impl Status {
     /// Whether the replicas that this node knows, itself included, have all there is; for a replica: all
     /// that the primary had at some moment within the last `window`.
@@ -49,7 +63,8 @@ impl Status {
             return self.replicas.iter().all(|replica| replica.lag_transactions == 0);
         }
         let window_ms = i64::try_from(window.as_millis()).unwrap_or(i64::MAX);
-        self.copies.is_empty() && self.lag_ms.is_some_and(|lag_ms| lag_ms < window_ms)
+        let is_whole = self.copies.is_empty() && self.aside.is_empty();
+        is_whole && self.lag_ms.is_some_and(|lag_ms| lag_ms < window_ms)
     }
 }
 
@@ -101,6 +116,9 @@ pub struct DatabaseStatus {
     pub journal_mode: String,
     /// Bytes of log on disk.
     pub log_bytes: u64,
+    /// Files in `lost+found` with transactions that this node had beyond its primary.
+    #[serde(default)]
+    pub lost_files: usize,
     /// `ok` or `quarantined`.
     pub state: String,
     /// Why it is not `ok`, and what to do.

@@ -64,6 +64,8 @@ pub(crate) const TEXT_BYTES_MAX: usize = 255;
 pub(crate) const CONNECTIONS_MAX: usize = 256;
 /// Streams of one connection.
 pub(crate) const STREAMS_PER_CONNECTION: u32 = 32;
+/// Connections of one follower that are closed when it does not read.
+pub(crate) const CONNECTIONS_PER_FOLLOWER: usize = 32;
 /// Followers of one primary.
 pub(crate) const FOLLOWERS_MAX: usize = 64;
 /// Fetches that one primary serves at a time.

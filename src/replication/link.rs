@@ -29,6 +29,23 @@ pub(crate) async fn send<T>(out: &Sender<T>, message: T, limit: Duration) -> Res
     }
 }
 
+/// How a stream to a peer ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ended {
+    /// The peer can read why, or is gone.
+    Told,
+    /// The peer has not read what was sent before.
+    Unread,
+}
+
+/// Says why a stream ends, if there is room for that.
+pub(crate) fn last_words<T>(out: &Sender<T>, reason: LinkError) -> Ended {
+    match out.try_send(Err(reason)) {
+        Err(mpsc::error::TrySendError::Full(_)) => Ended::Unread,
+        Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ended::Told,
+    }
+}
+
 /// What a peer is told that does not read.
 pub(crate) fn stalled(limit: Duration) -> Refusal {
     Refusal::new(Reason::Stalled, format!("nothing was read for {limit:?}"))

@@ -139,9 +139,24 @@ pub(crate) enum FetchRequest {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum FetchChunk {
     /// `common` is the newest position of the follower's history that the primary's log has, `oldest` where that begins.
-    Copy { copy: CopyState, compare: bool, common: Option<Pos>, oldest: Option<Pos> },
-    Pages { first: PageNo, data: Bytes, next: PageNo },
-    Record { epoch: Epoch, pos: Pos, size: u64 },
+    Copy {
+        copy: CopyState,
+        compare: bool,
+        common: Option<Pos>,
+        oldest: Option<Pos>,
+    },
+    Pages {
+        first: PageNo,
+        data: Bytes,
+        next: PageNo,
+    },
+    Record {
+        epoch: Epoch,
+        pos: Pos,
+        size: u64,
+    },
     Data(Bytes),
-    Done { pos: Pos },
+    Done {
+        pos: Pos,
+    },
 }

@@ -48,7 +48,10 @@ impl fmt::Display for Obstacle {
                 write!(f, "the primary says that database {id} has this name too: rename one there")
             }
             Self::Inside(other) => {
-                write!(f, "{other} needs a file where this one needs a directory, or the reverse: ")?;
+                write!(
+                    f,
+                    "{other} needs a file where this one needs a directory, or the reverse: "
+                )?;
                 f.write_str("rename one on the primary")
             }
             Self::Companion(other) => {
@@ -215,12 +218,12 @@ impl Planner<'_> {
     /// A name that nobody has or wants.
     fn temporary(&self, id: DbId) -> Option<DbName> {
         let numbers = 0..=self.now.names.len() + self.accepted.names.len();
-        numbers
-            .filter_map(|n| DbName::new(format!("{TEMPORARY}{id}-{n}").as_bytes()).ok())
-            .find(|name| {
+        numbers.filter_map(|n| DbName::new(format!("{TEMPORARY}{id}-{n}").as_bytes()).ok()).find(
+            |name| {
                 self.now.in_the_way(name, id).is_none()
                     && self.accepted.in_the_way(name, id).is_none()
-            })
+            },
+        )
     }
 
     /// Gets databases that cannot have their name out of the way of those that can.

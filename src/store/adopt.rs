@@ -2,8 +2,10 @@
 //!
 //! `replication::follower` says in which order. Files of this node that are in the way go to `lost+found`.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,6 +16,9 @@ use crate::client::Request;
 use crate::database::{Database, OpError};
 use crate::disk::clock;
 use crate::types::{DbId, DbName};
+
+/// So much of a name is kept in `lost+found`, where a number comes before it.
+const KEPT_BYTES_MAX: usize = 220;
 
 impl Store {
     /// On a replica: makes or renames a database as the primary has it. A local file in the way moves
@@ -33,9 +38,12 @@ impl Store {
                 if self.shared.files.join(before.as_path()).exists() {
                     self.call(&db, Request::MakeParents { name: name.clone() })?;
                     self.check_parents(name)?;
-                    self.call(&db, Request::Rename { from: before, to: name.clone() })?;
+                    self.call(&db, Request::Rename { from: before.clone(), to: name.clone() })?;
                 } else {
                     db.will_rename(name)?;
+                }
+                if db.name() != *name {
+                    // There was no file, or no mount that has heard of its new name.
                     db.renamed(name)?;
                     let mut catalog = self.catalog.lock();
                     catalog.remove_name(&before);
@@ -109,9 +117,9 @@ impl Store {
             // What other databases left.
         } else {
             let base = name.as_path().file_name().unwrap_or(name.as_path().as_os_str());
-            let mut kept = std::ffi::OsString::from(format!("{}-", clock::wall_ms()));
-            kept.push(base);
-            let kept = self.lost_and_found.join(kept);
+            let mut kept = format!("{}-", clock::wall_ms()).into_bytes();
+            kept.extend(base.as_bytes().iter().take(KEPT_BYTES_MAX));
+            let kept = self.lost_and_found.join(OsStr::from_bytes(&kept));
             #[allow(
                 clippy::disallowed_methods,
                 reason = "the content is not new; a directory may move too"

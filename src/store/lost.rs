@@ -76,7 +76,9 @@ impl Store {
         let mut after = db.log_base()?;
         let mut since = None;
         loop {
-            let LogRead::Records(records) = db.read_log(after, STEP_BYTES)? else { return Ok(None) };
+            let LogRead::Records(records) = db.read_log(after, STEP_BYTES)? else {
+                return Ok(None);
+            };
             if records.is_empty() {
                 return Ok(since);
             }
@@ -269,7 +271,9 @@ mod tests {
         check(b"t%2f7.db", "t%252f7.db");
         check(b".hidden", "%2ehidden");
         check(b"a b\xff", "a%20b%5cxff");
-        let long = |end: &str| escaped(&DbName::new(format!("{}{end}", "d/".repeat(1000)).as_bytes()).unwrap());
+        let long = |end: &str| {
+            escaped(&DbName::new(format!("{}{end}", "d/".repeat(1000)).as_bytes()).unwrap())
+        };
         assert_ne!(long("a"), long("b"));
         assert!(long("a").len() <= 255);
     }

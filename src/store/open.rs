@@ -197,7 +197,7 @@ impl Store {
     /// Databases that were put into the data directory while the daemon was not running.
     fn take_untracked_files(&self) {
         for name in database_files(&self.shared.files) {
-            if self.by_name(&name).is_some() {
+            if self.by_name(&name).is_some() || name.is_being_imported() {
                 continue;
             }
             if let Err(cause) = self.main_file(&name).take_existing_file() {

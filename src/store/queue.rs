@@ -67,9 +67,10 @@ impl WorkQueue {
             let due: Vec<DbId> =
                 inner.later.extract_if(.., |(at, _)| *at <= now).map(|(_, id)| id).collect();
             inner.ready.extend(due);
-            let free = inner.ready.iter().position(|id| {
-                !inner.running.contains(id) && !inner.claimants.contains_key(id)
-            });
+            let free = inner
+                .ready
+                .iter()
+                .position(|id| !inner.running.contains(id) && !inner.claimants.contains_key(id));
             if let Some(id) = free.and_then(|index| inner.ready.remove(index)) {
                 inner.queued.remove(&id);
                 inner.running.insert(id);

@@ -78,6 +78,8 @@ impl Store {
         origin: Origin,
         rename: &mut dyn FnMut() -> io::Result<()>,
     ) -> Result<(), OpError> {
+        // Nobody may have it open any more, and nobody else knows that it becomes a database now.
+        let _imported = from.is_being_imported().then(|| self.main_file(from));
         let moved = self.catalog.lock().at_or_below(from);
         let replaced = self.catalog.lock().by_name(to);
         for (_, db) in &moved {
@@ -120,6 +122,14 @@ impl Store {
             }
             if let Err(error) = db.renamed(&new) {
                 failed = Some(error);
+            }
+            if old.is_being_imported() && !new.is_being_imported() && self.shared.is_primary() {
+                // Now it is a database, and nobody has heard of it under another name.
+                if let Err(error) = db.take_existing_file() {
+                    self.unlogged.push(db);
+                    failed = Some(error);
+                }
+                continue;
             }
             if let Some(id) = db.id() {
                 self.announcer.catalog(&CatalogChange::Named { id, name: new });

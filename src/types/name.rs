@@ -65,6 +65,16 @@ impl DbName {
         Path::new(OsStr::from_bytes(&self.0))
     }
 
+    /// How the last component begins while a file is brought in: it becomes a database when it gets another name.
+    pub const IMPORT: &'static str = ".weir-import-";
+
+    /// Whether a file of this name is still being brought in, and is no database yet whatever it holds.
+    #[must_use]
+    pub fn is_being_imported(&self) -> bool {
+        let last = self.0.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        last.starts_with(Self::IMPORT.as_bytes())
+    }
+
     /// The name with a suffix such as `-wal`; `None` if that would be too long for a file name.
     #[must_use]
     pub fn with_suffix(&self, suffix: &str) -> Option<Self> {
@@ -124,6 +134,18 @@ mod tests {
         }
         assert_eq!(DbName::new(&[b'x'; 256]), Err(NameError::Component));
         assert_eq!(DbName::new(&[b'x'; 4001]), Err(NameError::TooLong(4001)));
+    }
+
+    #[test]
+    fn only_the_last_component_says_that_a_file_is_being_imported() {
+        let check = |name: &str, expected| {
+            let name = DbName::new(name.as_bytes()).unwrap();
+            assert_eq!(name.is_being_imported(), expected, "{name}");
+        };
+        check(".weir-import-1", true);
+        check("a/.weir-import-1-journal", true);
+        check(".weir-import-1/a", false);
+        check("a.weir-import-1", false);
     }
 
     #[test]

@@ -7,8 +7,11 @@
 
 mod catalog;
 mod copies;
+mod fakes;
 mod hostile;
 mod live;
+mod lost;
+mod naming;
 mod proxy;
 mod refusals;
 mod world;

@@ -68,6 +68,20 @@ impl Primary {
         Self::serve(store, address).await
     }
 
+    /// Another node as the primary that its own configuration makes it.
+    pub(crate) async fn of_node(data: &Path, node: u64) -> Self {
+        let store = open_store(data, node);
+        store.set_role(Role::Primary { epoch: Epoch::new(1) });
+        Self::serve(store, "127.0.0.1:0".parse().unwrap()).await
+    }
+
+    /// Ends it in an orderly way.
+    pub(crate) async fn stop(mut self) {
+        self.stop_serving().await;
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || store.close()).await.unwrap();
+    }
+
     /// Serves an open store.
     pub(crate) async fn serve(store: Arc<Store>, address: SocketAddr) -> Self {
         let server = Server::new(Arc::clone(&store), member(1, Some(CLUSTER)));
@@ -152,6 +166,12 @@ impl Replica {
         };
         let me = member(node, cluster);
         self.follower = Some(Follower::start(options, me, Arc::clone(&self.store)).unwrap());
+    }
+
+    /// Why a database of the primary is not as there, once it is said.
+    pub(crate) fn aside(&self, file: &str) -> Option<String> {
+        let aside = self.status().aside.into_iter().find(|aside| aside.name == name(file));
+        aside.map(|aside| aside.reason)
     }
 
     pub(crate) fn status(&self) -> weir::replication::FollowingStatus {

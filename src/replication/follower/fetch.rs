@@ -297,7 +297,8 @@ impl One<'_> {
                         .try_acquire_owned()
                         .map_err(|_| FetchError::CopyMustWait)?,
                 };
-                let result = self.copy(&mut chunks, copy, compare.then_some(requests), parted).await;
+                let result =
+                    self.copy(&mut chunks, copy, compare.then_some(requests), parted).await;
                 drop(permit);
                 result
             }

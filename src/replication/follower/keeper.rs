@@ -429,13 +429,7 @@ impl Inner {
         }
     }
 
-    fn put_aside(
-        &mut self,
-        id: DbId,
-        name: &DbName,
-        reason: String,
-        retry_at: Option<Instant>,
-    ) {
+    fn put_aside(&mut self, id: DbId, name: &DbName, reason: String, retry_at: Option<Instant>) {
         let before = self.aside.remove(&id).filter(|aside| aside.name == *name);
         let failures = before.as_ref().map_or(0, |aside| aside.failures);
         let is_same = before.as_ref().is_some_and(|aside| aside.reason == reason);

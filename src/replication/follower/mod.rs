@@ -232,7 +232,9 @@ impl Follower {
                 .claimed()
                 .into_iter()
                 .chain(keeper.busy().into_keys())
-                .map(|id| store.by_id(id).map_or_else(|| id.to_string(), |db| db.name().to_string()))
+                .map(|id| {
+                    store.by_id(id).map_or_else(|| id.to_string(), |db| db.name().to_string())
+                })
                 .collect();
             warn!(?busy, "work on these databases did not end in time and goes on by itself");
         }

@@ -10,7 +10,7 @@ use super::peers::Peer;
 use crate::disk::clock;
 use crate::replication::error::LinkError;
 use crate::replication::limits::{BEAT_INTERVAL, ENTRIES_PER_MESSAGE, STALL_TIMEOUT};
-use crate::replication::link::{Sender, send};
+use crate::replication::link::{Ended, Sender, last_words, send};
 use crate::replication::message::Beat;
 use crate::replication::view::View;
 use crate::store::{Announcement, CatalogChange, Role, Store, Subscription};
@@ -39,10 +39,9 @@ impl Beats {
     }
 
     /// Beats until the follower is gone or this node's role changes.
-    pub(crate) async fn run(mut self, out: Sender<Beat>) {
+    pub(crate) async fn run(mut self, out: Sender<Beat>) -> Ended {
         let Err(reason) = self.beat_on(&out).await;
-        // The follower may be gone, or not reading; then its live stream ends by itself.
-        drop(out.try_send(Err(reason)));
+        last_words(&out, reason)
     }
 
     async fn beat_on(&mut self, out: &Sender<Beat>) -> Result<std::convert::Infallible, LinkError> {

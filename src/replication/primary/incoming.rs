@@ -31,6 +31,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Whether it is the same one.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.socket, &other.socket)
+    }
+
     /// Closes it, whatever is under way.
     pub(crate) fn close(&self) {
         if let Err(error) = self.socket.shutdown(Shutdown::Both)

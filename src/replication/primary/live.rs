@@ -20,24 +20,27 @@ use crate::replication::limits::{
     DATABASES_MAX, ENTRIES_PER_MESSAGE, HELLO_TIMEOUT, LIVE_MERGE_BYTES, LIVE_RECORD_BYTES_MAX,
     NAMES_BYTES_PER_MESSAGE, ROLE_CHECK_INTERVAL, ROUND_PAUSE, TURN_BYTES,
 };
-use crate::replication::link::{Sender, blocking, receive, stalled};
+use crate::replication::link::{Ended, Sender, blocking, last_words, receive, stalled};
 use crate::replication::message::{FollowEvent, FollowRequest, Record, Welcome};
 use crate::replication::schedule::{Look, Schedule, Turn, fitting, look};
 use crate::replication::view::View;
 use crate::store::{Announcement, CatalogChange, Role, Store, Subscription};
 use crate::types::{DbId, DbName, Pos};
 
-/// The positions that a follower has, said after its hello.
+/// The positions that a follower has, said after its hello. Only those of databases that are `known` here are kept.
 pub(crate) async fn positions(
     requests: &mut Incoming<FollowRequest>,
+    known: impl Fn(DbId) -> bool,
 ) -> Result<HashMap<DbId, Pos>, LinkError> {
     let mut have = HashMap::new();
+    let mut count = 0;
     loop {
         match receive(requests, HELLO_TIMEOUT).await? {
             FollowRequest::Have { databases, complete } => {
-                have.extend(databases);
-                if have.len() > DATABASES_MAX {
-                    let count = have.len();
+                // An empty message counts too, or there could be any number of them.
+                count += databases.len().max(1);
+                have.extend(databases.into_iter().filter(|(id, _)| known(*id)));
+                if count > DATABASES_MAX {
                     let what = "the list of databases";
                     return Err(Malformed::TooMany { what, count, max: DATABASES_MAX }.into());
                 }
@@ -135,9 +138,8 @@ impl Live {
         info!(peer = %name, node = %peer.caller.node, address = %peer.connection.address, "follower connected");
         let Err(reason) = self.serve(requests).await;
         info!(peer = %name, reason = %reason, "follower disconnected");
-        let is_stalled = self.out.try_send(Err(reason)).is_err();
-        if is_stalled {
-            peer.connection.close();
+        if last_words(&self.out, reason) == Ended::Unread {
+            peer.close();
         }
     }
 

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::incoming::Connection;
 use crate::replication::error::{Reason, Refusal};
-use crate::replication::limits::FOLLOWERS_MAX;
+use crate::replication::limits::{CONNECTIONS_PER_FOLLOWER, FETCHES_PER_FOLLOWER, FOLLOWERS_MAX};
 use crate::replication::message::{Ack, Caller};
 use crate::replication::view::Filter;
 use crate::store::Store;
@@ -24,6 +25,30 @@ pub(crate) struct Peer {
     pub(crate) filter: Filter,
     end: watch::Sender<Option<Refusal>>,
     acked: Mutex<HashMap<DbId, Ack>>,
+    beats: Arc<AtomicUsize>,
+    fetches: Arc<AtomicUsize>,
+    /// The connections of its other streams.
+    others: Mutex<Vec<Connection>>,
+}
+
+/// One of a limited number of streams.
+#[derive(Debug)]
+pub(crate) struct Ticket(Arc<AtomicUsize>);
+
+impl Ticket {
+    /// Takes one if fewer than `max` are out.
+    pub(crate) fn take(count: &Arc<AtomicUsize>, max: usize) -> Option<Self> {
+        let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+            (count < max).then_some(count + 1)
+        });
+        taken.is_ok().then(|| Self(Arc::clone(count)))
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Peer {
@@ -34,7 +59,40 @@ impl Peer {
         filter: Filter,
     ) -> Self {
         let (end, _) = watch::channel(None);
-        Self { caller, connection, since_ms, filter, end, acked: Mutex::default() }
+        let (acked, others) = (Mutex::default(), Mutex::default());
+        let (beats, fetches) = (Arc::default(), Arc::default());
+        Self { caller, connection, since_ms, filter, end, acked, beats, fetches, others }
+    }
+
+    /// The one heartbeat of a session.
+    pub(crate) fn begin_beat(&self, connection: &Connection) -> Result<Ticket, Refusal> {
+        let ticket = Ticket::take(&self.beats, 1);
+        self.uses(connection);
+        ticket.ok_or_else(|| Refusal::new(Reason::Busy, "this session has a heartbeat already"))
+    }
+
+    /// One of the Fetches of a session.
+    pub(crate) fn begin_fetch(&self, connection: &Connection) -> Result<Ticket, Refusal> {
+        let ticket = Ticket::take(&self.fetches, FETCHES_PER_FOLLOWER);
+        self.uses(connection);
+        ticket.ok_or_else(|| {
+            let message = format!("{FETCHES_PER_FOLLOWER} fetches of this node are being served");
+            Refusal::new(Reason::Busy, message)
+        })
+    }
+
+    fn uses(&self, connection: &Connection) {
+        let mut others = self.others.lock();
+        let is_known = others.iter().any(|other| other.is_same(connection));
+        if !is_known && others.len() < CONNECTIONS_PER_FOLLOWER {
+            others.push(connection.clone());
+        }
+    }
+
+    /// Closes all its connections: it does not read, and HTTP/2 would keep what it was sent.
+    pub(crate) fn close(&self) {
+        self.connection.close();
+        self.others.lock().iter().for_each(Connection::close);
     }
 
     /// Ends all its streams for a reason.

@@ -1,7 +1,7 @@
 //! The gRPC service: who may call, then one task per stream.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,14 +12,16 @@ use tonic::{Request, Response, Status, Streaming};
 use super::beat::Beats;
 use super::incoming::Connection;
 use super::live::{Live, positions};
-use super::peers::{Peer, Peers};
+use super::peers::{Peer, Peers, Ticket};
 use super::source::Source;
 use super::sums::SumsSource;
 use crate::disk::clock;
 use crate::replication::convert::{self, Incoming, Outgoing};
 use crate::replication::error::{LinkError, Malformed, Reason, Refusal};
-use crate::replication::limits::{CHUNKS_QUEUED, EVENTS_QUEUED, FETCHES_SERVED_MAX, HELLO_TIMEOUT};
-use crate::replication::link::receive;
+use crate::replication::limits::{
+    CHUNKS_QUEUED, EVENTS_QUEUED, FETCHES_SERVED_MAX, HELLO_TIMEOUT, POSITIONS_TIMEOUT,
+};
+use crate::replication::link::{Ended, receive};
 use crate::replication::membership::Membership;
 use crate::replication::message::{
     Beat, Caller, FetchChunk, FetchRequest, FollowEvent, FollowRequest, SumsChunk, SumsRequest,
@@ -39,15 +41,6 @@ pub(crate) struct Service {
     tasks: Mutex<JoinSet<()>>,
     fetches: Arc<AtomicUsize>,
     stall_timeout: Duration,
-}
-
-/// One of the fetches that are served.
-struct Ticket(Arc<AtomicUsize>);
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Service {
@@ -80,7 +73,10 @@ impl Service {
         let welcome = self.me.admit(&caller, &self.store.role())?;
         let filter = Filter::new(&filters)
             .map_err(|error| Refusal::new(Reason::ProtocolError, error.to_string()))?;
-        let have = positions(&mut requests).await?;
+        let store = Arc::clone(&self.store);
+        let have = positions(&mut requests, |id| store.by_id(id).is_some());
+        let have = tokio::time::timeout(POSITIONS_TIMEOUT, have).await;
+        let have = have.unwrap_or(Err(LinkError::Silent(POSITIONS_TIMEOUT)))?;
         let peer = Peer::new(caller, connection, clock::wall_ms(), filter);
         let registration = self.peers.register(peer, Arc::clone(&self.store))?;
         let (out, events) = mpsc::channel(EVENTS_QUEUED);
@@ -92,17 +88,27 @@ impl Service {
 
     fn begin_beat(
         &self,
+        connection: &Connection,
         caller: &Caller,
     ) -> Result<mpsc::Receiver<Result<Beat, LinkError>>, Refusal> {
         let welcome = self.me.admit(caller, &self.store.role())?;
         let peer = self.peers.of_session(caller)?;
+        let ticket = peer.begin_beat(connection)?;
         let (out, beats) = mpsc::channel(EVENTS_QUEUED);
-        self.spawn(Beats::new(Arc::clone(&self.store), peer, welcome.epoch).run(out));
+        let work = Beats::new(Arc::clone(&self.store), peer, welcome.epoch);
+        let connection = connection.clone();
+        self.spawn(async move {
+            if work.run(out).await == Ended::Unread {
+                connection.close();
+            }
+            drop(ticket);
+        });
         Ok(beats)
     }
 
     async fn begin_fetch(
         &self,
+        connection: Connection,
         mut requests: Incoming<FetchRequest>,
     ) -> Result<mpsc::Receiver<Result<FetchChunk, LinkError>>, LinkError> {
         let FetchRequest::Begin(begin) = receive(&mut requests, HELLO_TIMEOUT).await? else {
@@ -111,46 +117,51 @@ impl Service {
         self.me.admit(&begin.caller, &self.store.role())?;
         let peer = self.peers.of_session(&begin.caller)?;
         let db = self.wanted(&peer, begin.db)?;
-        let ticket = self.ticket()?;
+        let tickets = self.tickets(&peer, &connection)?;
         let (out, chunks) = mpsc::channel(CHUNKS_QUEUED);
         let source = Source { store: Arc::clone(&self.store), db, out };
         self.spawn(async move {
-            let _ticket = ticket;
             tokio::select! {
                 _ = peer.ended() => (),
-                () = source.run(begin, requests) => (),
+                ended = source.run(begin, requests) => if ended == Ended::Unread {
+                    connection.close();
+                },
             }
+            drop(tickets);
         });
         Ok(chunks)
     }
 
     fn begin_sums(
         &self,
+        connection: Connection,
         request: SumsRequest,
     ) -> Result<mpsc::Receiver<Result<SumsChunk, LinkError>>, Refusal> {
         self.me.admit(&request.caller, &self.store.role())?;
         let peer = self.peers.of_session(&request.caller)?;
         let db = self.wanted(&peer, request.db)?;
-        let ticket = self.ticket()?;
+        let tickets = self.tickets(&peer, &connection)?;
         let (out, chunks) = mpsc::channel(CHUNKS_QUEUED);
         self.spawn(async move {
-            let _ticket = ticket;
             tokio::select! {
                 _ = peer.ended() => (),
-                () = SumsSource { db, out }.run(request) => (),
+                ended = SumsSource { db, out }.run(request) => if ended == Ended::Unread {
+                    connection.close();
+                },
             }
+            drop(tickets);
         });
         Ok(chunks)
     }
 
-    /// A place among the fetches that are served.
-    fn ticket(&self) -> Result<Ticket, Refusal> {
-        let ticket = Ticket(Arc::clone(&self.fetches));
-        if self.fetches.fetch_add(1, Ordering::Relaxed) >= FETCHES_SERVED_MAX {
+    /// A place among the fetches that are served, to this follower and at all.
+    fn tickets(&self, peer: &Peer, connection: &Connection) -> Result<(Ticket, Ticket), Refusal> {
+        let of_peer = peer.begin_fetch(connection)?;
+        let of_all = Ticket::take(&self.fetches, FETCHES_SERVED_MAX).ok_or_else(|| {
             let message = format!("{FETCHES_SERVED_MAX} fetches are being served");
-            return Err(Refusal::new(Reason::Busy, message));
-        }
-        Ok(ticket)
+            Refusal::new(Reason::Busy, message)
+        })?;
+        Ok((of_peer, of_all))
     }
 
     fn wanted(&self, peer: &Peer, db: DbId) -> Result<Arc<crate::database::Database>, Refusal> {
@@ -174,8 +185,7 @@ impl Replication for Handle {
         &self,
         request: Request<Streaming<pb::FollowRequest>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let connection = request.extensions().get::<Connection>().cloned();
-        let connection = connection.ok_or_else(|| Status::internal("no connection"))?;
+        let connection = connection(&request)?;
         let requests = convert::incoming(request.into_inner());
         let events = self.0.begin_follow(connection, requests).await?;
         Ok(Response::new(convert::outgoing(events)))
@@ -185,8 +195,9 @@ impl Replication for Handle {
         &self,
         request: Request<pb::HeartbeatRequest>,
     ) -> Result<Response<Self::HeartbeatStream>, Status> {
+        let connection = connection(&request)?;
         let caller = convert::caller(request.into_inner().caller).map_err(Refusal::from)?;
-        let beats = self.0.begin_beat(&caller)?;
+        let beats = self.0.begin_beat(&connection, &caller)?;
         Ok(Response::new(convert::outgoing(beats)))
     }
 
@@ -194,8 +205,9 @@ impl Replication for Handle {
         &self,
         request: Request<Streaming<pb::FetchRequest>>,
     ) -> Result<Response<Self::FetchStream>, Status> {
+        let connection = connection(&request)?;
         let requests = convert::incoming(request.into_inner());
-        let chunks = self.0.begin_fetch(requests).await?;
+        let chunks = self.0.begin_fetch(connection, requests).await?;
         Ok(Response::new(convert::outgoing(chunks)))
     }
 
@@ -203,10 +215,16 @@ impl Replication for Handle {
         &self,
         request: Request<pb::SumsRequest>,
     ) -> Result<Response<Self::SumsStream>, Status> {
+        let connection = connection(&request)?;
         let request = SumsRequest::try_from(request.into_inner()).map_err(Refusal::from)?;
-        let chunks = self.0.begin_sums(request)?;
+        let chunks = self.0.begin_sums(connection, request)?;
         Ok(Response::new(convert::outgoing(chunks)))
     }
+}
+
+fn connection<T>(request: &Request<T>) -> Result<Connection, Status> {
+    let connection = request.extensions().get::<Connection>().cloned();
+    connection.ok_or_else(|| Status::internal("no connection"))
 }
 
 /// Whether a role is a primary's.

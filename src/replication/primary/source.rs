@@ -14,7 +14,7 @@ use crate::replication::catchup::{Situation, Step, first_step, is_close, log_ste
 use crate::replication::convert::Incoming;
 use crate::replication::error::{LinkError, Malformed, Reason, Refusal};
 use crate::replication::limits::{CHUNK_BYTES, CHUNK_TIMEOUT, SUMS_PER_MESSAGE};
-use crate::replication::link::{Sender, blocking, receive, send};
+use crate::replication::link::{Ended, Sender, blocking, last_words, receive, send};
 use crate::replication::message::{CopyState, FetchBegin, FetchChunk, FetchRequest};
 use crate::store::Store;
 use crate::types::{Checksum, PageNo, PageSize, Pos};
@@ -28,16 +28,20 @@ pub(crate) struct Source {
 
 impl Source {
     /// Serves until the follower has everything.
-    pub(crate) async fn run(self, begin: FetchBegin, mut requests: Incoming<FetchRequest>) {
+    pub(crate) async fn run(
+        self,
+        begin: FetchBegin,
+        mut requests: Incoming<FetchRequest>,
+    ) -> Ended {
         let name = self.db.name();
-        let Err(reason) = self.serve(&begin, &mut requests).await else { return };
+        let Err(reason) = self.serve(&begin, &mut requests).await else { return Ended::Told };
         let peer = &begin.caller.name;
         if matches!(&reason, LinkError::Refused(refusal) if refusal.reason == Reason::Failed) {
             error!(db = %name, peer, %reason, "a fetch could not be served");
         } else {
             info!(db = %name, peer, %reason, "a fetch ended early");
         }
-        drop(self.out.try_send(Err(reason)));
+        last_words(&self.out, reason)
     }
 
     async fn serve(

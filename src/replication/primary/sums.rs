@@ -10,7 +10,7 @@ use tracing::{error, info};
 use crate::database::{Changed, Database, OpError};
 use crate::replication::error::{LinkError, Reason, Refusal};
 use crate::replication::limits::{CHUNK_TIMEOUT, SUMS_PER_MESSAGE};
-use crate::replication::link::{Sender, blocking, send};
+use crate::replication::link::{Ended, Sender, blocking, last_words, send};
 use crate::replication::message::{SumsChunk, SumsRequest};
 use crate::types::{PageNo, Pos};
 
@@ -22,15 +22,15 @@ pub(crate) struct SumsSource {
 
 impl SumsSource {
     /// Serves until everything is said.
-    pub(crate) async fn run(self, request: SumsRequest) {
-        let Err(reason) = self.serve(request.pos).await else { return };
+    pub(crate) async fn run(self, request: SumsRequest) -> Ended {
+        let Err(reason) = self.serve(request.pos).await else { return Ended::Told };
         let (db, peer) = (self.db.name(), &request.caller.name);
         if matches!(&reason, LinkError::Refused(refusal) if refusal.reason == Reason::Failed) {
             error!(%db, peer, %reason, "page sums could not be served");
         } else {
             info!(%db, peer, %reason, "a comparison of page sums ended early");
         }
-        drop(self.out.try_send(Err(reason)));
+        last_words(&self.out, reason)
     }
 
     async fn serve(&self, pos: Pos) -> Result<(), LinkError> {
