@@ -36,6 +36,7 @@ fn context(data: &Path) -> Context {
         databases: Vec::new(),
         replicas: Vec::new(),
         copies: Vec::new(),
+        aside: Vec::new(),
         follower_error: None,
     };
     Context {
