@@ -181,7 +181,7 @@ fn accept(
     candidates.sort_unstable();
     let (mut accepted, mut refused) = (Taken::default(), Vec::new());
     for (_, is_to_move, id, name) in candidates {
-        let obstacle = if SPECIAL.contains(&name.as_bytes()) {
+        let obstacle = if is_to_move && SPECIAL.contains(&name.as_bytes()) {
             Some(Obstacle::Special)
         } else {
             accepted.in_the_way(name, id).map(|(_, obstacle)| obstacle)
