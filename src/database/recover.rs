@@ -152,7 +152,13 @@ impl Database {
                 "; a restart of the daemon tries again"
             };
             db.quarantine(&format!("recovery failed: {}{remedy}", Chain(&error)), reseed);
-            db.state.lock().recovery_needs_space = is_full;
+            let mut state = db.state.lock();
+            state.recovery_needs_space = is_full;
+            // Who reads first rolls a hot journal back, which even a quarantined database lets happen.
+            if companion(&main, "-journal").metadata().is_ok_and(|journal| journal.len() > 0) {
+                state.rollback.journal_started();
+            }
+            drop(state);
         }
         Ok(Recovered::Database(db))
     }

@@ -279,3 +279,15 @@ fn fuse_each_step_on_each_file_may_fail() {
     drop(cluster);
     assert!(problems.is_empty(), "{} of {number}:\n{}", problems.len(), problems.join("\n"));
 }
+
+/// Its hot journal stayed, and readers of the quarantined database were refused its rollback.
+#[test]
+fn fuse_a_recovery_that_fails_behind_a_hot_journal_lets_readers_in() {
+    let mut matrix = Matrix::new();
+    for fault in ["log.sync:1", "log.sync:1+"] {
+        matrix.run(MODES[2], fault, Then::Recovers);
+    }
+    let Matrix { cluster, problems, .. } = matrix;
+    drop(cluster);
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
