@@ -115,6 +115,12 @@ impl WalCapture {
         self.abandoned.extend(pages);
     }
 
+    /// Whether pages wait for the next transaction because no connection saw their commit.
+    #[must_use]
+    pub fn has_abandoned(&self) -> bool {
+        !self.abandoned.is_empty()
+    }
+
     /// The file was emptied or removed.
     pub fn removed(&mut self) {
         let abandoned = std::mem::take(&mut self.abandoned);

@@ -16,7 +16,6 @@ use anyhow::{Context as _, bail};
 use super::{Global, output};
 use crate::config::Config;
 use crate::disk::sync_dir;
-use crate::ltx::LtxFile;
 use crate::node::admin::{AdminError, Client, Reply, Request, WireName};
 use crate::node::image::ImageSums;
 use crate::types::{DbName, PageNo, PageSize, Pos};
@@ -115,15 +114,25 @@ fn check_target(file: &Path, force: bool) -> anyhow::Result<()> {
 /// Receives a copy into a file; returns its position and its size in pages.
 fn receive(client: &mut Client, name: &DbName, file: &File) -> anyhow::Result<(Pos, u32)> {
     client.send(&Request::Export { db: WireName::from(name) })?;
-    let Reply::Copy { page_size, pages } = client.receive()? else {
+    let Reply::Copy { page_size, mut pages } = client.receive()? else {
         return Err(AdminError::Unknown.into());
     };
-    let page_size = PageSize::new(page_size).ok_or(AdminError::Unknown)?;
+    let mut page_size = PageSize::new(page_size).ok_or(AdminError::Unknown)?;
     let bar = output::progress(pages.into(), "export");
     let mut image = ImageSums::new(page_size);
     let failed = "write the copy";
     loop {
         match client.receive()? {
+            Reply::Copy { page_size: size, pages: count } => {
+                let before = page_size;
+                page_size = PageSize::new(size).ok_or(AdminError::Unknown)?;
+                pages = count;
+                if page_size != before {
+                    file.set_len(0).context(failed)?;
+                }
+                file.set_len(u64::from(pages) * u64::from(page_size.get())).context(failed)?;
+                image.set_size(page_size, pages);
+            }
             Reply::Pages { first, bytes } => {
                 let first = PageNo::new(first).ok_or(AdminError::Unknown)?;
                 let bytes = client.receive_bytes(bytes)?;
@@ -131,20 +140,7 @@ fn receive(client: &mut Client, name: &DbName, file: &File) -> anyhow::Result<(P
                 image.write(first, &bytes);
                 bar.inc((bytes.len() / page_size.bytes()) as u64);
             }
-            Reply::ChangeSet { bytes, position } => {
-                let ltx = client.receive_bytes(bytes)?;
-                let mut written = Ok(());
-                let changes = LtxFile::parse_with(&ltx, |page, data| {
-                    if written.is_ok() {
-                        written = file.write_all_at(data, page.offset(page_size));
-                    }
-                    image.write(page, data);
-                })
-                .context("read the change set that completes the copy")?;
-                written.context(failed)?;
-                let pages = changes.header().commit;
-                image.set_pages(pages);
-                file.set_len(u64::from(pages) * u64::from(page_size.get())).context(failed)?;
+            Reply::Copied { position } => {
                 bar.finish_and_clear();
                 let position: Pos = position.parse().map_err(|_| AdminError::Unknown)?;
                 if image.total() != position.checksum {
@@ -157,7 +153,6 @@ fn receive(client: &mut Client, name: &DbName, file: &File) -> anyhow::Result<(P
                 return Ok((position, pages));
             }
             Reply::Status(_)
-            | Reply::Copy { .. }
             | Reply::Progress { .. }
             | Reply::Verified(_)
             | Reply::End

@@ -54,7 +54,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
             Reply::Status(_)
             | Reply::Copy { .. }
             | Reply::Pages { .. }
-            | Reply::ChangeSet { .. }
+            | Reply::Copied { .. }
             | Reply::Error { .. } => return Err(AdminError::Unknown.into()),
         }
     }

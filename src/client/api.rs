@@ -4,46 +4,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::Bytes;
-
-use super::Holder;
+use super::{Change, Holder};
 use crate::sqlite::{Salts, WalChecksum};
-use crate::types::{DbName, PageNo, PageSize};
-
-/// What a database's pages become: the last image of each page of one or more transactions.
-#[derive(Clone, Debug)]
-pub struct Change {
-    /// Size of a page.
-    pub page_size: PageSize,
-    /// Size of the database in pages, afterwards.
-    pub commit: u32,
-    /// Changed pages in ascending order, none beyond `commit`, never the lock page.
-    pub pages: Vec<(PageNo, Bytes)>,
-}
-
-impl Change {
-    /// Whether pages have the right length and order.
-    pub(super) fn is_valid(&self) -> bool {
-        let ascending = self.pages.is_sorted_by(|a, b| a.0 < b.0);
-        let lock_page = self.page_size.lock_page();
-        let fits = |(page, image): &(PageNo, Bytes)| {
-            image.len() == self.page_size.bytes() && page.get() <= self.commit && *page != lock_page
-        };
-        ascending && self.pages.iter().all(fits)
-    }
-
-    /// Whether it holds every page of the database, so that nothing is left of what was before.
-    pub(super) fn is_whole(&self) -> bool {
-        let has_lock_page = self.commit >= self.page_size.lock_page().get();
-        self.commit != 0
-            && self.pages.len() as u64 == u64::from(self.commit - u32::from(has_lock_page))
-    }
-
-    /// The new page 1, if it changed.
-    pub(super) fn first_page(&self) -> Option<&Bytes> {
-        self.pages.first().filter(|(page, _)| *page == PageNo::FIRST).map(|(_, image)| image)
-    }
-}
+use crate::types::DbName;
 
 /// The end of a WAL as capture saw it, when its writer died before other connections could see it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -12,6 +12,7 @@
 //! Not here: what to write and when (`database`), and the log that makes writes durable: nothing is synced here.
 
 mod api;
+mod change;
 mod checkpoint;
 mod files;
 mod index;
@@ -24,7 +25,8 @@ mod session;
 mod slot;
 mod wal;
 
-pub use api::{Abandoned, Answer, Change, ClientError, FileState, Request, WalState};
+pub use api::{Abandoned, Answer, ClientError, FileState, Request, WalState};
+pub use change::{Change, Images, Pages};
 pub use lock::Holder;
 pub use pool::{Pool, Timing};
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::api::{Abandoned, Answer, Change, ClientError, FileState, Request};
+use super::Change;
+use super::api::{Abandoned, Answer, ClientError, FileState, Request};
 use super::lane::{self, Job, Message};
 use super::lock::Holder;
 use crate::types::{DbId, DbName};

@@ -4,7 +4,8 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
-use super::api::{Change, ClientError};
+use super::Change;
+use super::api::ClientError;
 use super::files::{MainFile, Paths, Step, at, len_or_zero, open_to_read, read_at, remove};
 use super::lock;
 use super::wal::CHUNK;
@@ -19,21 +20,27 @@ pub(super) fn write_pages(
 ) -> Result<(), ClientError> {
     debug_assert!(main.is_exclusive(), "readers must be out");
     let page_size = change.page_size;
+    let pages = &change.pages;
     let run_max = (CHUNK / page_size.bytes()).max(1);
-    let neighbours = change.pages.chunk_by(|a, b| a.0.get() + 1 == b.0.get());
-    for run in neighbours.flat_map(|run| run.chunks(run_max)) {
-        let offset = run[0].0.offset(page_size);
-        let written = if let [(_, image)] = run {
-            main.file.write_all_at(image, offset)
-        } else {
-            let images: Vec<&[u8]> = run.iter().map(|(_, image)| &**image).collect();
-            main.file.write_all_at(&images.concat(), offset)
+    let mut images = Vec::new();
+    let mut begin = 0;
+    while begin < pages.len() {
+        let first = pages.number(begin);
+        let is_next = |n: usize| {
+            begin + n < pages.len()
+                && pages.number(begin + n).get() as usize == first.get() as usize + n
         };
+        let run = (1..run_max).take_while(|n| is_next(*n)).count() + 1;
+        images.resize(run * page_size.bytes(), 0);
+        for (index, image) in (begin..).zip(images.chunks_exact_mut(page_size.bytes())) {
+            pages.read(index, image).map_err(at("read a change of", &paths.main))?;
+        }
+        let written = main.file.write_all_at(&images, first.offset(page_size));
         written.map_err(at("write", &paths.main))?;
+        begin += run;
     }
-    let last = change.pages.last();
-    let written_to =
-        last.map_or(0, |(page, _)| page.offset(page_size) + u64::from(page_size.get()));
+    let last = pages.numbers().last();
+    let written_to = last.map_or(0, |page| page.offset(page_size) + u64::from(page_size.get()));
     let len = u64::from(change.commit) * u64::from(page_size.get());
     main.set_len_after_write(written_to, len, &paths.main)
 }

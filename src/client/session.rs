@@ -7,7 +7,8 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use super::api::{Change, ClientError, FileState};
+use super::Change;
+use super::api::{ClientError, FileState};
 use super::checkpoint::FRAMES_MAX;
 use super::files::{
     MainFile, OPEN_FLAGS, Paths, Step, Stop, at, leads_to, len_or_zero, regular, remove,
@@ -233,8 +234,9 @@ impl Session {
         } else if change.pages.is_empty() {
             // A commit needs a frame: page 1 as it is.
             let image = wal.read_page(PageNo::FIRST, *page_size, &self.main, &self.paths)?;
-            let pages = vec![(PageNo::FIRST, image.into())];
-            wal.append(&Change { pages, ..*change }, &self.paths)?;
+            let pages = vec![(PageNo::FIRST, image.into())].into();
+            let Change { page_size, commit, .. } = *change;
+            wal.append(&Change { page_size, commit, pages }, &self.paths)?;
         } else {
             wal.append(change, &self.paths)?;
         }
@@ -285,8 +287,9 @@ impl Session {
     fn leave_wal_for(&mut self, change: &Change) -> Step<()> {
         let Mode::Wal { page_size, .. } = &self.mode else { return Ok(()) };
         let must = change.page_size != *page_size || change.commit == 0;
-        if let Some(page) = change.first_page() {
-            self.leaving_wal = DatabaseHeader::parse(page).is_ok_and(|header| !header.is_wal());
+        let first = change.first_page().map_err(at("read a change of", &self.paths.main))?;
+        if let Some(page) = first {
+            self.leaving_wal = DatabaseHeader::parse(&page).is_ok_and(|header| !header.is_wal());
         }
         if !must && !self.leaving_wal {
             return Ok(());

@@ -5,7 +5,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
-use super::api::{Change, ClientError, WalState};
+use super::Change;
+use super::api::{ClientError, WalState};
 use super::files::{MainFile, Paths, Step, Stop, at, open_companion, read_at};
 use super::index::Index;
 use super::lock;
@@ -242,11 +243,14 @@ impl Wal {
             self.buffer.extend_from_slice(&begin.encode());
             at_offset = 0;
         }
-        let (last, others) = change.pages.split_last().expect("BUG: a transaction has a page");
-        let commits = others.iter().map(|page| (page, 0)).chain([(last, change.commit)]);
-        for ((page, image), commit) in commits {
-            encoder.frame(*page, commit, image, &mut self.buffer);
-            if CHUNK <= self.buffer.len() || commit != 0 {
+        let mut image = vec![0; change.page_size.bytes()];
+        let mut frame = committed;
+        for (index, page) in change.pages.numbers().enumerate() {
+            let is_last = index + 1 == change.pages.len();
+            let commit = if is_last { change.commit } else { 0 };
+            change.pages.read(index, &mut image).map_err(at("read a change of", &paths.main))?;
+            encoder.frame(page, commit, &image, &mut self.buffer);
+            if CHUNK <= self.buffer.len() || is_last {
                 let written = self.wal.write_all_at(&self.buffer, at_offset);
                 written.map_err(at("write", &paths.wal))?;
                 at_offset += self.buffer.len() as u64;
@@ -254,10 +258,9 @@ impl Wal {
             }
         }
         self.buffer.shrink_to(CHUNK);
-        let mut frame = committed;
-        for (page, _) in &change.pages {
+        for page in change.pages.numbers() {
             frame += 1;
-            self.index.list(committed, frame, *page, paths)?;
+            self.index.list(committed, frame, page, paths)?;
         }
         self.index.flush(paths)?;
         header.change = header.change.wrapping_add(1);

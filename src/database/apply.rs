@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::images::change_of;
 use super::state::State;
 use super::{Database, OpError, Quarantine};
 use crate::client::Change;
-use crate::log::Read;
+use crate::log::{Read, RecordInfo};
 use crate::ltx::LtxFile;
-use crate::types::{DbName, PageNo, Pos};
+use crate::types::{DbName, PageNo, PageSize, Pos};
 
 /// Bytes of pages that are applied as one transaction.
 const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of decoded pages in memory; a transaction with more is read from the log while it is written.
+const DECODED_BYTES_MAX: usize = 16 << 20;
 
 /// Transactions to apply as one: the last image of every page.
 #[derive(Debug)]
@@ -50,15 +54,26 @@ impl Database {
         let tracked = state.tracked.as_mut().expect("BUG: checked above");
         let reader = tracked.files(&self.shared)?.reader.clone();
         drop(state);
-        let Read::Records(records) = reader.read(applied, BATCH_BYTES_MAX / 2)? else {
+        let Read::Records(records) = reader.read_lazily(applied, BATCH_BYTES_MAX / 2)? else {
             self.quarantine("received transactions are missing in the log", true);
             return Ok(None);
         };
-        let Some((last, _)) = records.last() else { return Ok(None) };
-        let after = last.pos();
+        let decoded = |info: &RecordInfo| info.pages as usize * info.page_size.bytes();
         let mut merge = Merge::default();
-        for (_, ltx) in &records {
-            merge.add(decode(&name, ltx)?);
+        let mut bytes = 0;
+        let mut after = applied;
+        for (info, ltx) in records {
+            bytes += decoded(&info);
+            let Some(in_memory) = ltx.memory().filter(|_| bytes <= DECODED_BYTES_MAX) else {
+                if after == applied {
+                    let (after, change) = (info.pos(), change_of(&name, ltx)?);
+                    let transactions = after.txid_raw() - applied.txid_raw();
+                    return Ok(Some(Batch { before: applied, after, change, transactions }));
+                }
+                break;
+            };
+            merge.add(decode(&name, in_memory)?);
+            after = info.pos();
         }
         let transactions = after.txid_raw() - applied.txid_raw();
         Ok(merge.finish().map(|change| Batch { before: applied, after, change, transactions }))
@@ -112,23 +127,37 @@ fn batch_from_memory(state: &mut State) -> Batch {
     Batch { before, after, change, transactions: after.txid_raw() - before.txid_raw() }
 }
 
+/// A change with all its images.
+#[derive(Debug)]
+pub(super) struct InMemory {
+    pub(super) page_size: PageSize,
+    pub(super) commit: u32,
+    pub(super) pages: Vec<(PageNo, Bytes)>,
+}
+
+impl From<InMemory> for Change {
+    fn from(InMemory { page_size, commit, pages }: InMemory) -> Self {
+        Self { page_size, commit, pages: pages.into() }
+    }
+}
+
 /// Several changes as one.
 #[derive(Default)]
 struct Merge {
-    first: Option<Change>,
-    more: Option<(Change, BTreeMap<PageNo, Bytes>)>,
+    first: Option<InMemory>,
+    more: Option<(InMemory, BTreeMap<PageNo, Bytes>)>,
 }
 
 impl Merge {
-    fn add(&mut self, change: Change) {
+    fn add(&mut self, change: InMemory) {
         if self.more.is_none() {
             let Some(first) = self.first.take() else {
                 self.first = Some(change);
                 return;
             };
-            let Change { page_size, commit, pages } = first;
+            let InMemory { page_size, commit, pages } = first;
             let pages = pages.into_iter().collect();
-            self.more = Some((Change { page_size, commit, pages: Vec::new() }, pages));
+            self.more = Some((InMemory { page_size, commit, pages: Vec::new() }, pages));
         }
         let (merged, pages) = self.more.as_mut().expect("BUG: just made");
         if merged.page_size != change.page_size {
@@ -143,16 +172,16 @@ impl Merge {
 
     fn finish(self) -> Option<Change> {
         match (self.first, self.more) {
-            (Some(change), _) => Some(change),
+            (Some(change), _) => Some(change.into()),
             (None, Some((merged, pages))) => {
-                Some(Change { pages: pages.into_iter().collect(), ..merged })
+                Some(InMemory { pages: pages.into_iter().collect(), ..merged }.into())
             }
             (None, None) => None,
         }
     }
 }
 
-fn decode(name: &DbName, ltx: &[u8]) -> Result<Change, OpError> {
+fn decode(name: &DbName, ltx: &[u8]) -> Result<InMemory, OpError> {
     let error = |source| OpError::Decode { db: name.clone(), source };
     let file = LtxFile::parse_trusted(ltx).map_err(error)?;
     let header = file.header();
@@ -162,5 +191,5 @@ fn decode(name: &DbName, ltx: &[u8]) -> Result<Change, OpError> {
         file.read(*entry, &mut data).map_err(error)?;
         pages.push((entry.page, data.into()));
     }
-    Ok(Change { page_size: header.page_size, commit: header.commit, pages })
+    Ok(InMemory { page_size: header.page_size, commit: header.commit, pages })
 }

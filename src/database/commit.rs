@@ -1,7 +1,8 @@
 //! Makes a change set of a transaction and puts it into the log.
 //!
 //! Two steps with the caller's own write between them: [`prepare`] encodes and appends, [`finish`] moves the
-//! position; [`cancel`] takes the record back if the write failed. Costs O(changed pages).
+//! position; [`cancel`] takes the record back if the write failed. Costs O(changed pages), and of memory a few dozen
+//! bytes per changed page: the pages themselves go from file to log one by one.
 //! Invariant: log, page sums and position move together, under the database's mutex.
 
 use std::cell::RefCell;
@@ -11,12 +12,14 @@ use super::mend::{Before, StandIns, mend};
 use super::state::Tracked;
 use super::{OpError, Shared};
 use crate::disk::{clock, fault};
-use crate::log::{RecordInfo, WalSpan};
+use crate::log::{Appender, RecordInfo, WalSpan};
 use crate::ltx::{self, Compressor, Encoder, Flags, Header, WalSource};
 use crate::types::{Checksum, DbName, PageNo, PageSize};
 
 /// Bytes of encoding memory that a thread keeps between transactions.
 const SCRATCH_BYTES_MAX: usize = 1 << 20;
+/// The largest change set that a record of the log can hold.
+const RECORD_BYTES_MAX: u64 = u32::MAX as u64;
 
 /// Memory for encoding that every thread reuses.
 #[derive(Default)]
@@ -54,6 +57,13 @@ pub(super) struct Prepared {
     info: RecordInfo,
     sums: Vec<(PageNo, Checksum)>,
     resets_sums: bool,
+}
+
+impl Prepared {
+    /// The pages in it.
+    pub(super) fn pages(&self) -> impl Iterator<Item = PageNo> + '_ {
+        self.sums.iter().map(|(page, _)| *page)
+    }
 }
 
 /// Adds to `pages` what a database gained by growing from `before` to `commit` pages: SQLite does not write
@@ -101,7 +111,33 @@ fn prepare_with(
     name: &DbName,
     transaction: Transaction<'_>,
 ) -> Result<Option<Prepared>, OpError> {
-    let Scratch { compressor, buffer, page: page_buffer } = scratch;
+    let Scratch { compressor, buffer, page } = scratch;
+    let about = transaction.pages.len() as u64 * u64::from(transaction.page_size.get());
+    // A large change set goes to the log as it is encoded, a small one at its end.
+    let mut record = tracked.files(shared)?.log.appender(buffer, about)?;
+    let encoded = encode(compressor, page, tracked, shared, name, transaction, &mut record);
+    let prepared = match (encoded, record.take_error()) {
+        (Err(_), Some(error)) => return Err(error.into()),
+        (encoded, _) => encoded?,
+    };
+    let Some(mut prepared) = prepared else { return Ok(None) };
+    prepared.info.ltx_bytes = u32::try_from(record.bytes())
+        .map_err(|_| OpError::TooLarge { db: name.clone(), bytes: record.bytes() })?;
+    fault::fail("log-append").map_err(super::disk_error("append to log", &shared.logs))?;
+    record.finish(&mut tracked.files(shared)?.log, &prepared.info)?;
+    Ok(Some(prepared))
+}
+
+/// Writes the change set. `None` if it changes nothing.
+fn encode(
+    compressor: &mut Compressor,
+    page_buffer: &mut Vec<u8>,
+    tracked: &mut Tracked,
+    shared: &Shared,
+    name: &DbName,
+    transaction: Transaction<'_>,
+    out: &mut Appender<'_>,
+) -> Result<Option<Prepared>, OpError> {
     let Transaction {
         page_size,
         commit,
@@ -118,7 +154,6 @@ fn prepare_with(
     let mut checksum = if resets_sums { Checksum::EMPTY } else { pos.checksum };
     let pages = with_grown(pages, before, commit, page_size);
 
-    buffer.clear();
     page_buffer.resize(page_size.bytes(), 0);
     let txid = pos.next_txid();
     let timestamp_ms = clock::wall_ms().max(tracked.timestamp_ms);
@@ -135,8 +170,7 @@ fn prepare_with(
     };
     let mut old_sums = OldSums { shared, name, before: image_before, stand_ins: None };
     let mut sums = Vec::with_capacity(pages.len());
-    let mut encoder =
-        Encoder::begin(compressor, &mut *buffer, &header).map_err(encode_error(name))?;
+    let mut encoder = Encoder::begin(compressor, out, &header).map_err(encode_error(name))?;
     for page in pages {
         image(page, page_buffer).map_err(super::disk_error("read page", name.as_path()))?;
         let sum = ltx::page_sum(page, page_buffer);
@@ -149,6 +183,9 @@ fn prepare_with(
         }
         checksum = checksum.toggle(sum);
         encoder.page(page, page_buffer).map_err(encode_error(name))?;
+        if encoder.bytes() > RECORD_BYTES_MAX {
+            return Err(OpError::TooLarge { db: name.clone(), bytes: encoder.bytes() });
+        }
         sums.push((page, sum));
     }
     // Removes the sums of the pages that a shrinking database lost.
@@ -160,7 +197,6 @@ fn prepare_with(
     if skip_unchanged && sums.is_empty() && commit == before && !resets_sums {
         return Ok(None);
     }
-    let pages = u32::try_from(sums.len()).unwrap_or(u32::MAX);
     encoder.finish(checksum).map_err(encode_error(name))?;
     let info = RecordInfo {
         min: txid,
@@ -170,14 +206,11 @@ fn prepare_with(
         post: checksum,
         page_size,
         commit,
-        pages,
+        pages: u32::try_from(sums.len()).unwrap_or(u32::MAX),
         timestamp_ms,
         wal,
-        ltx_bytes: u32::try_from(buffer.len())
-            .map_err(|_| OpError::TooLarge { db: name.clone(), bytes: buffer.len() as u64 })?,
+        ltx_bytes: 0,
     };
-    fault::fail("log-append").map_err(super::disk_error("append to log", &shared.logs))?;
-    tracked.files(shared)?.log.append(&info, buffer)?;
     Ok(Some(Prepared { info, sums, resets_sums }))
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{Database, OpError};
-use crate::log::{LogReader, Read, RecordInfo};
+use crate::log::{LogReader, Payload, Read, RecordInfo};
 use crate::ltx::{self, Compressor, Encoder, Header, LtxFile};
 use crate::types::{Checksum, DbName, Epoch, Pos};
 
@@ -17,8 +17,8 @@ pub struct LogRecord {
     pub epoch: Epoch,
     /// Position after it.
     pub pos: Pos,
-    /// The LTX file.
-    pub ltx: Bytes,
+    /// The LTX file; not in memory if the log has it as one large record.
+    pub ltx: Payload,
 }
 
 /// What [`Database::read_log`] found behind a position.
@@ -42,14 +42,15 @@ pub struct LogSpan {
 }
 
 impl Database {
-    /// Records behind `after`, at least one if there are any, about `bytes_max` in total.
+    /// Records behind `after`, at least one if there are any, about `bytes_max` in total. A first one beyond that is
+    /// not read.
     ///
     /// # Errors
     /// The log could not be read.
     pub fn read_log(&self, after: Pos, bytes_max: usize) -> Result<LogRead, OpError> {
         let Some(reader) = self.log_reader()? else { return Ok(LogRead::NeedsSnapshot) };
         let end = self.position();
-        let Read::Records(records) = reader.read(after, bytes_max)? else {
+        let Read::Records(records) = reader.read_lazily(after, bytes_max)? else {
             return Ok(LogRead::NeedsSnapshot);
         };
         Ok(LogRead::Records(published(records, end)))
@@ -72,36 +73,39 @@ impl Database {
     /// # Errors
     /// The log could not be read.
     pub fn log_span(&self, after: Pos) -> Result<Option<LogSpan>, OpError> {
-        let mut state = self.state.lock();
-        let Some(tracked) = state.tracked.as_mut() else { return Ok(None) };
-        let end = tracked.pos;
-        let files = tracked.files(&self.shared)?;
-        let base = files.log.base();
-        let at = after.txid.map_or(Ok(None), |txid| files.reader.info_at(txid))?;
+        let Some(reader) = self.log_reader()? else { return Ok(None) };
+        let (end, base) = (self.position(), reader.base());
+        let at = after.txid.map_or(Ok(None), |txid| reader.info_at(txid))?;
         if after != base && at.is_none_or(|info| info.pos() != after) {
             return Ok(None);
         }
-        let records = end.txid_raw() - after.txid_raw();
+        let records = end.txid_raw().saturating_sub(after.txid_raw());
         if records == 0 {
             return Ok(Some(LogSpan::default()));
         }
-        let first = files.reader.info_at(after.next_txid())?;
+        let first = reader.info_at(after.next_txid())?;
         let first_bytes = first.map_or(0, |info| u64::from(info.ltx_bytes));
         // By the average size of a record: exact sums would mean reading.
-        let all = (end.txid_raw() - base.txid_raw()).max(1);
-        let bytes = (files.log.bytes() / all).saturating_mul(records).max(first_bytes);
+        let all = end.txid_raw().saturating_sub(base.txid_raw()).max(1);
+        let bytes = (reader.stored_bytes() / all).saturating_mul(records).max(first_bytes);
         Ok(Some(LogSpan { records, bytes, first_bytes }))
     }
 
-    pub(super) fn log_reader(&self) -> Result<Option<LogReader>, OpError> {
+    /// Without the state's lock if the log is open: a follower of many databases must not wait for one that is busy.
+    fn log_reader(&self) -> Result<Option<LogReader>, OpError> {
+        if let Some(reader) = self.reader.lock().upgrade() {
+            return Ok(Some(reader));
+        }
         let mut state = self.state.lock();
         let Some(tracked) = state.tracked.as_mut() else { return Ok(None) };
-        Ok(Some(tracked.files(&self.shared)?.reader.clone()))
+        let reader = tracked.files(&self.shared)?.reader.clone();
+        *self.reader.lock() = reader.downgrade();
+        Ok(Some(reader))
     }
 }
 
 /// Leaves out a record whose commit is still being answered: it may be taken back.
-fn published(records: Vec<(RecordInfo, Bytes)>, end: Pos) -> Vec<LogRecord> {
+fn published(records: Vec<(RecordInfo, Payload)>, end: Pos) -> Vec<LogRecord> {
     records
         .into_iter()
         .filter(|(info, _)| info.max.get() <= end.txid_raw())
@@ -109,7 +113,8 @@ fn published(records: Vec<(RecordInfo, Bytes)>, end: Pos) -> Vec<LogRecord> {
         .collect()
 }
 
-/// Merges what lies between two positions, step by step, so that memory holds one step and the result.
+/// Merges what lies between two positions, step by step, so that memory holds one step and the result. A record that
+/// is larger than a step comes alone, as it is.
 pub(super) fn merge(
     name: &DbName,
     reader: &LogReader,
@@ -127,21 +132,22 @@ pub(super) fn merge(
         }
         // Steps as large as what is merged already: so each byte is merged a few times at most.
         let merged_bytes = merged.as_ref().map_or(0, |record| record.ltx.len());
-        let step = usize::try_from(left).unwrap_or(usize::MAX);
-        let step = step.min(MERGE_STEP_BYTES.max(merged_bytes));
-        let Read::Records(records) = reader.read(from, step)? else { return Ok(None) };
+        let step = left.min((MERGE_STEP_BYTES as u64).max(merged_bytes));
+        let step = usize::try_from(step).unwrap_or(usize::MAX);
+        let Read::Records(records) = reader.read_lazily(from, step)? else { return Ok(None) };
         let records = published(records, end);
-        if records.is_empty() {
-            return Ok(merged);
+        let Some(last) = records.last().cloned() else { return Ok(merged) };
+        if last.ltx.memory().is_none() {
+            return Ok(merged.or(Some(last)));
         }
-        read_bytes += records.iter().map(|record| record.ltx.len() as u64).sum::<u64>();
-        let last = records.last().cloned().expect("BUG: records are not empty");
+        read_bytes += records.iter().map(|record| record.ltx.len()).sum::<u64>();
         let inputs: Vec<Bytes> = merged
-            .into_iter()
-            .map(|record| record.ltx)
-            .chain(records.into_iter().map(|r| r.ltx))
+            .iter()
+            .chain(&records)
+            .filter_map(|record| record.ltx.memory().cloned())
             .collect();
         let ltx = if inputs.len() == 1 { inputs[0].clone() } else { merge_files(name, &inputs)? };
+        let ltx = Payload::Memory(ltx);
         merged = Some(LogRecord { ltx, ..last });
     }
 }

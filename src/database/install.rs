@@ -2,15 +2,15 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
+use super::images::FileImages;
 use super::recover::sum_pages;
 use super::requests::{database_size, read_or_zeros};
 use super::state::{State, Tracked};
 use super::{Database, OpError, disk_error};
-use crate::client::Change;
+use crate::client::{Change, Pages};
 use crate::log::PageSums;
 use crate::ltx;
 use crate::types::{Checksum, PageNo, PageSize, Pos};
@@ -27,7 +27,7 @@ pub struct Image {
     pub path: PathBuf,
     /// The position it is at.
     pub pos: Pos,
-    file: File,
+    file: Arc<File>,
     page_size: PageSize,
     pages: u32,
     sums: Vec<(PageNo, Checksum)>,
@@ -57,7 +57,7 @@ impl Image {
         if actual != pos.checksum {
             return Err(OpError::WrongImage { db: db.name(), promised: pos.checksum, actual });
         }
-        Ok(Self { path: path.to_owned(), pos, file, page_size, pages, sums })
+        Ok(Self { path: path.to_owned(), pos, file: Arc::new(file), page_size, pages, sums })
     }
 }
 
@@ -139,12 +139,13 @@ impl Database {
                         continue;
                     }
                 }
-                read_or_zeros(&image.file, *page, image.page_size, &mut data)
-                    .map_err(disk_error("read image", &image.path))?;
-                pages.push((*page, Bytes::copy_from_slice(&data)));
+                pages.push(*page);
             }
         }
-        Ok(Change { page_size: image.page_size, commit: image.pages, pages })
+        let Image { page_size, pages: commit, .. } = *image;
+        let file = Arc::clone(&image.file);
+        let images = Arc::new(FileImages { file, page_size, numbers: pages.clone() });
+        Ok(Change { page_size, commit, pages: Pages::Stored { numbers: pages, images } })
     }
 
     /// Readers see the image's content: a new history begins at its position. `is_in_the_file` says that it is in the

@@ -15,6 +15,7 @@ mod error;
 mod follow;
 mod history;
 mod idle;
+mod images;
 mod install;
 mod mend;
 mod meta;
@@ -41,7 +42,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::watch;
 use tracing::{error, info};
 
-use crate::log::{Log, PageSums};
+use crate::log::{Log, PageSums, WeakLogReader};
 use crate::types::{DbId, DbName, PageSize, Pos};
 
 pub use apply::Batch;
@@ -51,7 +52,7 @@ pub use history::Common;
 pub use install::Image;
 pub use recover::{Recovered, WalOwner};
 pub use shared::{Event, Shared};
-pub use snapshot::Snapshot;
+pub use snapshot::{Completion, Exact, Snapshot};
 pub use state::Quarantine;
 pub use status::DatabaseStatus;
 pub use unlogged::WriterIs;
@@ -116,6 +117,9 @@ pub struct Database {
     state: Mutex<State>,
     /// Long operations under the state's lock, so that nobody waits for it who must not.
     occupied: AtomicUsize,
+    /// The log while it is open, and what the state looked like last: readable without the state's lock.
+    reader: Mutex<WeakLogReader>,
+    last_status: Mutex<Option<DatabaseStatus>>,
     /// Signalled when no transaction is open in the database file itself.
     quiet: Condvar,
     /// The change counter that readers see, if it is not the file's.
@@ -202,6 +206,8 @@ impl Database {
             id: RwLock::new(id),
             state: Mutex::new(state),
             occupied: AtomicUsize::new(0),
+            reader: Mutex::default(),
+            last_status: Mutex::default(),
             quiet: Condvar::new(),
             shown: counter::Shown::default(),
             positions,
@@ -315,6 +321,7 @@ impl Database {
             ..State::default()
         };
         *self.id.write() = None;
+        *self.reader.lock() = WeakLogReader::default();
         self.positions.send_replace(Positions { logged: Pos::ZERO, applied: Pos::ZERO });
         let dir = Tracked::log_dir(&self.shared, tracked.id);
         drop(tracked.files);

@@ -44,7 +44,7 @@ impl Database {
         let files = tracked.files(&self.shared)?;
         let mut from = start_of_redo(files, durable)?;
         while from != end {
-            let Read::Records(records) = files.reader.read(from, STEP_BYTES)? else { break };
+            let Read::Records(records) = files.reader.read_lazily(from, STEP_BYTES)? else { break };
             let Some((last, _)) = records.last() else { break };
             from = last.pos();
             for (info, bytes) in &records {
@@ -60,7 +60,7 @@ impl Database {
                         before.push(page);
                     }
                     versions.push(ltx::page_sum(page, data));
-                    Ok(())
+                    Ok::<_, OpError>(())
                 })?;
                 for page in before {
                     let base = files.sums.get(page)?;

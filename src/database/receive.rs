@@ -3,17 +3,25 @@
 //! Costs O(changed pages). Applying them to the files is `apply`'s work; the decoded pages wait in memory
 //! for it, up to a bound, beyond which they are read from the log again.
 
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
 use bytes::Bytes;
 
+use super::apply::InMemory;
 use super::state::{Pending, State, Tracked};
 use super::{Database, Event, OpError, ReceiveError};
-use crate::client::Change;
-use crate::log::RecordInfo;
-use crate::ltx::{self, LtxFile};
+use crate::log::{Log, RecordInfo};
+use crate::ltx::{self, Decoder, Header, LtxFile, Trailer};
 use crate::types::{Checksum, Epoch, PageNo, Pos};
 
 /// Bytes of decoded pages that wait in memory per database.
 const PENDING_BYTES_MAX: usize = 8 << 20;
+
+/// Bytes of a received file that are read at a time.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// Why a replica needs a fresh copy after its disk refused to keep the log.
 const LOG_FAILED: &str = "the disk failed to keep its log: a fresh copy from the primary is needed";
@@ -23,10 +31,17 @@ const SUMS_LOST: &str = "its page sums were lost: a fresh copy from the primary 
 
 /// A received change set, decoded.
 struct Received {
-    info: RecordInfo,
-    pages: Vec<(PageNo, Bytes)>,
+    header: Header,
+    post: Checksum,
+    /// `None` if they are too many to wait in memory.
+    pages: Option<Vec<(PageNo, Bytes)>>,
     sums: Vec<(PageNo, Checksum)>,
-    before: Pos,
+}
+
+/// The bytes of a received change set.
+enum Source<'a> {
+    Memory(&'a [u8]),
+    File(&'a File, u64),
 }
 
 impl Database {
@@ -36,14 +51,38 @@ impl Database {
     /// # Errors
     /// See [`ReceiveError`]. A transaction that is already in the log is taken as received.
     pub fn receive(&self, epoch: Epoch, ltx: &[u8]) -> Result<Pos, ReceiveError> {
-        let mut pages = Vec::new();
-        let file =
-            LtxFile::parse_with(ltx, |page, data| pages.push((page, Bytes::copy_from_slice(data))))
-                .map_err(|source| ReceiveError::Invalid { db: self.name(), source })?;
-        let header = *file.header();
-        let Some(post) = file.trailer().post_apply else {
-            return Err(ReceiveError::NoChecksums(self.name()));
-        };
+        let mut waiting = Waiting::default();
+        let file = LtxFile::parse_with(ltx, |page, data| waiting.add(page, data))
+            .map_err(|source| ReceiveError::Invalid { db: self.name(), source })?;
+        let received = waiting.done(*file.header(), file.trailer());
+        self.take(epoch, received, &Source::Memory(ltx))
+    }
+
+    /// As [`Database::receive`], for a transaction too large for memory: the first `bytes` bytes of a file.
+    ///
+    /// # Errors
+    /// As for [`Database::receive`].
+    pub fn receive_file(&self, epoch: Epoch, ltx: &File, bytes: u64) -> Result<Pos, ReceiveError> {
+        let invalid = |source| ReceiveError::Invalid { db: self.name(), source };
+        let source = BufReader::with_capacity(PIECE_BYTES, FileReader::new(ltx, bytes));
+        let mut waiting = Waiting::default();
+        let mut decoder = Decoder::new(source).map_err(invalid)?;
+        let header = *decoder.header();
+        while let Some(page) = decoder.next_page().map_err(invalid)? {
+            waiting.add(page.page, page.data);
+        }
+        let received = waiting.done(header, decoder.finish().map_err(invalid)?);
+        self.take(epoch, received, &Source::File(ltx, bytes))
+    }
+
+    fn take(
+        &self,
+        epoch: Epoch,
+        received: Option<Received>,
+        ltx: &Source<'_>,
+    ) -> Result<Pos, ReceiveError> {
+        let Some(received) = received else { return Err(ReceiveError::NoChecksums(self.name())) };
+        let Received { header, post, .. } = received;
         let mut state = self.state.lock();
         if state.quarantine.is_some() {
             return Err(OpError::Quarantined(self.name()).into());
@@ -60,7 +99,7 @@ impl Database {
             post,
             page_size: header.page_size,
             commit: header.commit,
-            pages: u32::try_from(pages.len()).unwrap_or(u32::MAX),
+            pages: u32::try_from(received.sums.len()).unwrap_or(u32::MAX),
             timestamp_ms: header.timestamp_ms,
             wal: None,
             ltx_bytes: u32::try_from(ltx.len()).unwrap_or(u32::MAX),
@@ -76,15 +115,20 @@ impl Database {
             };
             return Err(ReceiveError::OutOfOrder { db: self.name(), expected: before, found });
         }
-        let sums = pages.iter().map(|(page, data)| (*page, ltx::page_sum(*page, data))).collect();
-        let received = Received { info, pages, sums, before };
-        self.take(&mut state, received, ltx)
+        self.put(&mut state, info, received, ltx)
     }
 
-    fn take(&self, state: &mut State, received: Received, ltx: &[u8]) -> Result<Pos, ReceiveError> {
-        let Received { info, pages, sums, before } = received;
+    fn put(
+        &self,
+        state: &mut State,
+        info: RecordInfo,
+        received: Received,
+        ltx: &Source<'_>,
+    ) -> Result<Pos, ReceiveError> {
+        let Received { pages, sums, .. } = received;
         let name = self.name();
-        let tracked = state.tracked.as_mut().expect("BUG: checked by receive");
+        let tracked = state.tracked.as_mut().expect("BUG: checked by the caller");
+        let before = tracked.pos;
         let actual = match checksum_after(tracked, self, &info, &sums) {
             Err(error @ OpError::SumUnknown { .. }) => {
                 state.quarantine(SUMS_LOST, true);
@@ -99,11 +143,11 @@ impl Database {
         }
         let resets_sums = tracked.page_size != info.page_size;
         let files = tracked.files(&self.shared)?;
-        if let Err(error) = files.log.append(&info, ltx) {
+        if let Err(error) = ltx.append_to(&mut files.log, &info) {
             if files.syncer.has_failed() {
                 state.quarantine(LOG_FAILED, true);
             }
-            return Err(OpError::from(error).into());
+            return Err(error.into());
         }
         if resets_sums {
             files.sums.reset(info.page_size);
@@ -118,9 +162,11 @@ impl Database {
         tracked.timestamp_ms = info.timestamp_ms;
         let id = tracked.id;
         let after = tracked.pos;
-        let bytes = pages.iter().map(|(_, data)| data.len()).sum::<usize>();
-        if state.pending_bytes + bytes <= PENDING_BYTES_MAX {
-            let change = Change { page_size: info.page_size, commit: info.commit, pages };
+        if let Some(pages) = pages
+            && let bytes = pages.iter().map(|(_, data)| data.len()).sum::<usize>()
+            && state.pending_bytes + bytes <= PENDING_BYTES_MAX
+        {
+            let change = InMemory { page_size: info.page_size, commit: info.commit, pages };
             state.pending.push_back(Pending { before, after, change, bytes });
             state.pending_bytes += bytes;
         }
@@ -145,6 +191,88 @@ impl Database {
             }
             error.into()
         })
+    }
+}
+
+impl Source<'_> {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File(_, bytes) => *bytes,
+        }
+    }
+
+    fn append_to(&self, log: &mut Log, info: &RecordInfo) -> Result<(), OpError> {
+        match self {
+            Self::Memory(bytes) => Ok(log.append(info, bytes)?),
+            Self::File(file, bytes) => {
+                let mut buffer = Vec::new();
+                let mut record = log.appender(&mut buffer, *bytes)?;
+                let copied = io::copy(&mut FileReader::new(file, *bytes), &mut record);
+                match (copied, record.take_error()) {
+                    (Err(_), Some(error)) => Err(error.into()),
+                    (Err(error), None) => {
+                        Err(super::disk_error("read received change set", Path::new("tmp"))(error))
+                    }
+                    (Ok(_), _) => Ok(record.finish(log, info)?),
+                }
+            }
+        }
+    }
+}
+
+/// Reads the first bytes of a file, wherever others read or write it.
+struct FileReader<'a> {
+    file: &'a File,
+    at: u64,
+    end: u64,
+}
+
+impl<'a> FileReader<'a> {
+    fn new(file: &'a File, end: u64) -> Self {
+        Self { file, at: 0, end }
+    }
+}
+
+impl Read for FileReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+        let wanted = left.min(buffer.len());
+        let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// Sums of the pages so far, and the pages themselves as long as they may wait in memory.
+struct Waiting {
+    pages: Option<Vec<(PageNo, Bytes)>>,
+    bytes: usize,
+    sums: Vec<(PageNo, Checksum)>,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { pages: Some(Vec::new()), bytes: 0, sums: Vec::new() }
+    }
+}
+
+impl Waiting {
+    fn add(&mut self, page: PageNo, data: &[u8]) {
+        self.sums.push((page, ltx::page_sum(page, data)));
+        self.bytes += data.len();
+        if self.bytes > PENDING_BYTES_MAX {
+            self.pages = None;
+        }
+        if let Some(pages) = &mut self.pages {
+            pages.push((page, Bytes::copy_from_slice(data)));
+        }
+    }
+
+    /// `None` without checksums.
+    fn done(self, header: Header, trailer: Trailer) -> Option<Received> {
+        let post = trailer.post_apply?;
+        Some(Received { header, post, pages: self.pages, sums: self.sums })
     }
 }
 

@@ -23,13 +23,15 @@ use super::wal::salt_pair;
 use super::{Database, OpError, Shared, disk_error};
 use crate::capture::WalEvent;
 use crate::disk::{fault, set_len, write_all_at};
-use crate::log::{Log, PageSums, Read};
-use crate::ltx::{self, LtxFile};
+use crate::log::{Log, PageSums, Payload, Read};
+use crate::ltx::{self, Decoder, LtxFile};
 use crate::sqlite::WalHeader;
 use crate::types::{Checksum, DbId, DbName, PageNo, PageSize, Pos, Txid};
 
 /// Bytes of log that are read at a time.
 pub(super) const STEP_BYTES: usize = 8 << 20;
+/// Bytes of a large record that are read at a time.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// Who wrote the WAL files that a crash left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -334,7 +336,7 @@ impl Database {
             if from == end {
                 return Ok(true);
             }
-            let Read::Records(records) = files.reader.read(from, STEP_BYTES)? else {
+            let Read::Records(records) = files.reader.read_lazily(from, STEP_BYTES)? else {
                 return Ok(false);
             };
             if records.is_empty() {
@@ -347,7 +349,7 @@ impl Database {
                 files.sums.truncate(info.commit);
                 each_page(&name, ltx, |page, data| {
                     files.sums.set(page, ltx::page_sum(page, data));
-                    Ok(())
+                    Ok::<_, OpError>(())
                 })?;
                 from = info.pos();
             }
@@ -398,7 +400,7 @@ impl Database {
         }
         let mut is_old = false;
         while from != end {
-            let Read::Records(records) = files.reader.read(from, STEP_BYTES)? else { break };
+            let Read::Records(records) = files.reader.read_lazily(from, STEP_BYTES)? else { break };
             let Some((last, _)) = records.last() else { break };
             from = last.pos();
             for span in records.iter().filter_map(|(info, _)| info.wal) {
@@ -430,7 +432,7 @@ impl Database {
         let write = disk_error("redo into database", main);
         let mut records_done = 0u64;
         while from != end {
-            let Read::Records(records) = files.reader.read(from, STEP_BYTES)? else { break };
+            let Read::Records(records) = files.reader.read_lazily(from, STEP_BYTES)? else { break };
             let Some((last, _)) = records.last() else { break };
             from = last.pos();
             records_done += records.len() as u64;
@@ -560,13 +562,23 @@ fn existing_name(shared: &Shared, meta: &mut Meta) -> Option<DbName> {
     Some(before)
 }
 
-pub(super) fn each_page(
+/// Hands out the pages of a change set one after another.
+pub(super) fn each_page<E: From<OpError>>(
     name: &DbName,
-    ltx: &[u8],
-    mut each: impl FnMut(PageNo, &[u8]) -> Result<(), OpError>,
-) -> Result<(), OpError> {
+    ltx: &Payload,
+    mut each: impl FnMut(PageNo, &[u8]) -> Result<(), E>,
+) -> Result<(), E> {
     let decode = |source| OpError::Decode { db: name.clone(), source };
-    let file = LtxFile::parse_trusted(ltx).map_err(decode)?;
+    let Some(bytes) = ltx.memory() else {
+        ltx.check().map_err(OpError::from)?;
+        let source = io::BufReader::with_capacity(PIECE_BYTES, ltx.reader());
+        let mut decoder = Decoder::new(source).map_err(decode)?;
+        while let Some(page) = decoder.next_page().map_err(decode)? {
+            each(page.page, page.data)?;
+        }
+        return Ok(());
+    };
+    let file = LtxFile::parse_trusted(bytes).map_err(decode)?;
     let mut data = vec![0; file.header().page_size.bytes()];
     for entry in file.entries() {
         file.read(*entry, &mut data).map_err(decode)?;

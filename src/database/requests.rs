@@ -494,6 +494,7 @@ impl Database {
     }
 
     pub(super) fn finish(&self, state: &mut State, prepared: Prepared) {
+        state.settle(prepared.pages());
         let Some(tracked) = state.tracked.as_mut() else { return };
         commit::finish(tracked, prepared);
         state.applied = tracked.pos;
@@ -516,10 +517,11 @@ impl Database {
 
     /// The database file was written: by a checkpoint, under a journal, or under nothing.
     fn wrote_main(&self, state: &mut State, offset: u64, data: &[u8]) {
-        state.touch(offset, data.len());
+        // What a checkpoint writes is in the log.
         if state.wal.captured() > 0 {
             return;
         }
+        state.touch(offset, data.len());
         match &state.tracked {
             Some(tracked) => state.rollback.wrote(tracked.page_size, offset, data.len()),
             // All pages of a new database are new.

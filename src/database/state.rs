@@ -8,12 +8,12 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tracing::warn;
 
+use super::apply::InMemory;
 use super::meta::Meta;
 use super::requests::open_regular;
 use super::snapshot::Touched;
 use super::{OpError, Shared, disk_error};
 use crate::capture::{RollbackCapture, WalCapture};
-use crate::client::Change;
 use crate::log::{Log, LogReader, LogSync, PageSums, SumsError};
 use crate::types::{DbId, DbName, PageNo, PageSize, Pos};
 
@@ -71,7 +71,7 @@ pub struct Quarantine {
 pub(super) struct Pending {
     pub(super) before: Pos,
     pub(super) after: Pos,
-    pub(super) change: Change,
+    pub(super) change: InMemory,
     pub(super) bytes: usize,
 }
 
@@ -105,6 +105,11 @@ pub(super) struct Files {
 impl Tracked {
     pub(super) fn log_dir(shared: &Shared, id: DbId) -> PathBuf {
         shared.logs.join(id.to_string())
+    }
+
+    /// Page size, and size in pages.
+    pub(super) fn size(&self) -> (PageSize, u32) {
+        (self.page_size, self.pages)
     }
 
     /// Log and page sums; opens them if needed.
@@ -182,6 +187,19 @@ impl State {
             }
             None => false,
         });
+    }
+
+    /// Pages were logged: the log brings them to snapshots in progress, whatever was read of them.
+    pub(super) fn settle(&mut self, pages: impl Iterator<Item = PageNo>) {
+        let snapshots: Vec<_> = self.snapshots.iter().filter_map(Weak::upgrade).collect();
+        let mut open: Vec<_> = snapshots.iter().map(|touched| touched.lock()).collect();
+        open.retain(|touched| !touched.is_empty());
+        if open.is_empty() {
+            return;
+        }
+        for page in pages {
+            open.iter_mut().for_each(|touched| touched.logged(page));
+        }
     }
 
     /// Forgets received transactions that wait in memory; they are read from the log instead.

@@ -1,12 +1,17 @@
 //! What a database tells an operator.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
-use super::Database;
 use super::state::State;
+use super::{Database, Positions};
+
+/// How long to wait for a busy database.
+const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// State of one database for people and scripts.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct DatabaseStatus {
     /// Path below the mount.
     pub name: String,
@@ -37,11 +42,29 @@ pub struct DatabaseStatus {
 }
 
 impl Database {
-    /// Its state; `None` if it is not tracked.
+    /// Its state; `None` if it is not tracked. While it is busy for long with one transaction: how it was last seen.
     #[must_use]
     pub fn status(&self) -> Option<DatabaseStatus> {
+        let Some(state) = self.state.try_lock_for(WAIT_MAX) else {
+            let Positions { logged, applied } = *self.positions.borrow();
+            let last = self.last_status.lock().clone().unwrap_or_default();
+            return self.id().map(|id| DatabaseStatus {
+                name: self.name().to_string(),
+                id: id.to_string(),
+                position: logged.to_string(),
+                txid: logged.txid_raw(),
+                epoch: logged.epoch.get(),
+                applied: applied.to_string(),
+                ..last
+            });
+        };
+        let status = self.status_of(&state);
+        self.last_status.lock().clone_from(&status);
+        status
+    }
+
+    fn status_of(&self, state: &State) -> Option<DatabaseStatus> {
         let name = self.name();
-        let state = self.state.lock();
         let tracked = state.tracked.as_ref()?;
         Some(DatabaseStatus {
             name: name.to_string(),
@@ -53,7 +76,7 @@ impl Database {
             page_size: tracked.page_size.get(),
             pages: tracked.pages,
             bytes: u64::from(tracked.pages) * u64::from(tracked.page_size.get()),
-            journal_mode: self.journal_mode(&state),
+            journal_mode: self.journal_mode(state),
             log_bytes: tracked.files.as_ref().map(|files| files.log.bytes()),
             timestamp_ms: tracked.timestamp_ms,
             quarantine: state.quarantine.as_ref().map(|quarantine| quarantine.reason.clone()),

@@ -6,7 +6,7 @@ use super::follow::LogRead;
 use super::requests::{database_size, read_or_zeros};
 use super::state::State;
 use super::{Database, OpError, disk_error};
-use crate::ltx::{self, LtxFile};
+use crate::ltx::{self, IndexedFile};
 use crate::types::{PageNo, Pos};
 
 /// Bytes of log that are looked at together.
@@ -50,7 +50,8 @@ impl Database {
                 return Ok(None);
             }
             for record in records {
-                let file = LtxFile::parse_trusted(&record.ltx)
+                let read = |at: u64, buffer: &mut [u8]| record.ltx.read_at(at, buffer);
+                let file = IndexedFile::open(record.ltx.len(), read)
                     .map_err(|source| OpError::Decode { db: self.name(), source })?;
                 changed.kept = changed.kept.min(file.header().commit);
                 changed.pages.extend(file.entries().iter().map(|entry| entry.page));

@@ -156,16 +156,7 @@ impl Log {
     /// [`LogError::OutOfOrder`], [`LogError::Length`], [`LogError::Failed`], or the disk refused; the
     /// record is not in the log then.
     pub fn append(&mut self, info: &RecordInfo, ltx: &[u8]) -> Result<(), LogError> {
-        self.check_usable()?;
-        if !info.follows(self.end.position) {
-            return Err(LogError::OutOfOrder {
-                position: self.end.position,
-                min: info.min,
-                max: info.max,
-                epoch: info.epoch,
-                pre: info.pre,
-            });
-        }
+        self.check_next(info)?;
         if ltx.len() != info.ltx_bytes as usize {
             return Err(LogError::Length { bytes: ltx.len(), said: info.ltx_bytes });
         }
@@ -173,17 +164,36 @@ impl Log {
         if self.end.at + stored > self.options.segment_bytes {
             self.roll()?;
         }
-        let at = self.end.at;
         self.write(info, ltx, stored)?;
+        self.appended(info, stored);
+        Ok(())
+    }
+
+    /// Whether a record may come next.
+    pub(super) fn check_next(&self, info: &RecordInfo) -> Result<(), LogError> {
+        self.check_usable()?;
+        if info.follows(self.end.position) {
+            return Ok(());
+        }
+        Err(LogError::OutOfOrder {
+            position: self.end.position,
+            min: info.min,
+            max: info.max,
+            epoch: info.epoch,
+            pre: info.pre,
+        })
+    }
+
+    /// A record that is in the file counts from now on.
+    pub(super) fn appended(&mut self, info: &RecordInfo, stored: u64) {
+        let at = self.end.at;
         self.end.at += stored;
         self.end.position = info.pos();
-
         let mut index = self.shared.index.write();
         index.active.push(Mark { max: info.max, at }, self.end.at);
         index.position = self.end.position;
         index.last = Some(*info);
         index.sequence += 1;
-        Ok(())
     }
 
     /// Puts a record into the file, zeros behind it where that helps; on an error the file is as before.

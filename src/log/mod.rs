@@ -7,7 +7,7 @@
 //! - A failed append changes nothing; a failed `fsync` ends all appending until the log is opened anew.
 //! - Opening scans what was appended since the last sync and about 1 MiB before it, however long the log.
 //!
-//! `journal` writes, `sync` makes durable, `reader` reads beside them, `state` is what they share; `open`
+//! `journal` writes (`pieces` what is too large for memory), `sync` makes durable, `reader` reads beside them, `state` is what they share; `open`
 //! recovers, `retract` goes back; `record` and `segment` draw the formats, `sums` its own.
 //!
 //! Why zeros are written ahead (`docs/decisions/0001-zeros-written-ahead.md`): an `fdatasync` after an append
@@ -22,6 +22,7 @@ mod error;
 mod fuzz;
 mod journal;
 mod open;
+mod pieces;
 mod reader;
 mod record;
 mod retract;
@@ -36,7 +37,8 @@ pub use error::{LogError, SumsError};
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_log, fuzz_page_sums};
 pub use journal::{Cut, Log, LogOptions, SegmentSummary};
-pub use reader::{LogReader, Read};
+pub use pieces::{Appender, Payload, PayloadReader, StoredRecord};
+pub use reader::{LogReader, Read, WeakLogReader};
 pub use record::{RecordInfo, WalSpan};
 pub use sums::PageSums;
 pub use sync::LogSync;

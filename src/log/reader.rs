@@ -4,15 +4,16 @@
 //! meanwhile it begins again. Every record is checked before it is handed out.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::pieces::SMALL_BYTES;
 use super::record::{self, HEADER_BYTES, Header};
 use super::segment::{Mark, RECORDS_AT, SegmentId, Window, read_up_to};
 use super::state::{Active, Closed, Index, Shared};
-use super::{LogError, RecordInfo};
+use super::{LogError, Payload, RecordInfo, StoredRecord};
 use crate::types::{Pos, Txid};
 
 /// Bytes read at once while looking for a record.
@@ -23,11 +24,33 @@ const UNFIT: &str = "the checksum of a record's content does not fit";
 
 /// What lies behind a position.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Read {
+pub enum Read<P = Bytes> {
     /// Records that follow it, oldest first; empty if there are none.
-    Records(Vec<(RecordInfo, Bytes)>),
+    Records(Vec<(RecordInfo, P)>),
     /// The position is not in the log: too old, or of another history.
     Gone,
+}
+
+impl<P> Read<P> {
+    /// Whether the position is not in the log.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone)
+    }
+}
+
+/// A log's reader that does not keep its files open.
+#[derive(Clone, Debug, Default)]
+pub struct WeakLogReader {
+    shared: Weak<Shared>,
+}
+
+impl WeakLogReader {
+    /// A reader, if the log is still open.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<LogReader> {
+        self.shared.upgrade().map(LogReader::new)
+    }
 }
 
 /// Reads a log while it is written.
@@ -88,19 +111,65 @@ impl LogReader {
         Self { shared, hint: Mutex::new(None) }
     }
 
+    /// A reader that does not keep the log's files open.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakLogReader {
+        WeakLogReader { shared: Arc::downgrade(&self.shared) }
+    }
+
+    /// The position before the first record.
+    #[must_use]
+    pub fn base(&self) -> Pos {
+        self.shared.index.read().base()
+    }
+
+    /// Bytes of all records, about.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        let index = self.shared.index.read();
+        index.closed.iter().map(|closed| closed.bytes).sum::<u64>() + index.active.end
+    }
+
     /// Records behind `after`, at least one if there are any, then as many as fit in `bytes_max` and are
     /// in the same segment.
     ///
     /// # Errors
     /// [`LogError::Damaged`], or the disk refused.
     pub fn read(&self, after: Pos, bytes_max: usize) -> Result<Read, LogError> {
+        let bytes = |payload: Payload| match payload {
+            Payload::Memory(bytes) => bytes,
+            Payload::Stored(_) => unreachable!("BUG: all of it was to be in memory"),
+        };
+        Ok(match self.read_with(after, bytes_max, u64::MAX)? {
+            Read::Records(records) => {
+                Read::Records(records.into_iter().map(|(info, ltx)| (info, bytes(ltx))).collect())
+            }
+            Read::Gone => Read::Gone,
+        })
+    }
+
+    /// As [`LogReader::read`], but a first record larger than `bytes_max` and than 2 MiB comes alone and is not read
+    /// into memory.
+    ///
+    /// # Errors
+    /// As for [`LogReader::read`].
+    pub fn read_lazily(&self, after: Pos, bytes_max: usize) -> Result<Read<Payload>, LogError> {
+        self.read_with(after, bytes_max, SMALL_BYTES.max(bytes_max as u64))
+    }
+
+    fn read_with(
+        &self,
+        after: Pos,
+        bytes_max: usize,
+        in_memory_max: u64,
+    ) -> Result<Read<Payload>, LogError> {
         loop {
             let place = match self.plan(after) {
                 Plan::UpToDate => return Ok(Read::Records(Vec::new())),
                 Plan::Gone => return Ok(Read::Gone),
                 Plan::Look(place) => place,
             };
-            let result = self.read_at(&place, after, bytes_max);
+            let result = self.read_at(&place, after, bytes_max, in_memory_max);
             if self.still_holds(&place) {
                 return result;
             }
@@ -170,8 +239,14 @@ impl LogReader {
         Plan::Look(place)
     }
 
-    fn read_at(&self, place: &Place, after: Pos, bytes_max: usize) -> Result<Read, LogError> {
-        let file = &*self.file(place)?;
+    fn read_at(
+        &self,
+        place: &Place,
+        after: Pos,
+        bytes_max: usize,
+        in_memory_max: u64,
+    ) -> Result<Read<Payload>, LogError> {
+        let file = &self.file(place)?;
         let hint = *self.hint.lock();
         let hint = hint.filter(|h| {
             h.generation == place.generation && h.after == after && h.segment == place.segment
@@ -186,7 +261,20 @@ impl LogReader {
             }
             (None, _) => RECORDS_AT,
         };
-        let (records, end) = self.records(file, place, start, bytes_max)?;
+        let (records, end) = match self.large(file, place, start, in_memory_max)? {
+            Some(found) => {
+                let (info, end) = (found.header.info, found.end());
+                let path = place.segment.path(&self.shared.dir);
+                let (file, seed) = (Arc::clone(file), place.segment.seed);
+                let stored = StoredRecord::new(file, path, start, found.header, seed);
+                (vec![(info, Payload::Stored(stored))], end)
+            }
+            None => {
+                let (records, end) = self.records(file, place, start, bytes_max)?;
+                let in_memory = |(info, ltx)| (info, Payload::Memory(ltx));
+                (records.into_iter().map(in_memory).collect(), end)
+            }
+        };
         if let Some((last, _)) = records.last() {
             *self.hint.lock() = Some(Hint {
                 generation: place.generation,
@@ -196,6 +284,25 @@ impl LogReader {
             });
         }
         Ok(Read::Records(records))
+    }
+
+    /// The record at `start` if it is larger than `in_memory_max`.
+    fn large(
+        &self,
+        file: &File,
+        place: &Place,
+        start: u64,
+        in_memory_max: u64,
+    ) -> Result<Option<Found>, LogError> {
+        // Without a look at the file where nothing that large can be.
+        if place.end.saturating_sub(start) <= in_memory_max {
+            return Ok(None);
+        }
+        let header = Window::new(file, place.end, HEADER_BYTES)
+            .header(place.segment.seed, start)
+            .map_err(self.shared.disk("read segment", &place.segment))?;
+        let header = header.filter(|h| u64::from(h.info.ltx_bytes) > in_memory_max);
+        Ok(header.map(|header| Found { at: start, header }))
     }
 
     /// Reads whole records from `start` on; returns where the next one begins.

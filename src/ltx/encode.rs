@@ -178,6 +178,12 @@ impl<'c, W: Write> Encoder<'c, W> {
         Ok(encoder)
     }
 
+    /// Bytes written so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.written
+    }
+
     /// Compresses and writes a page.
     ///
     /// # Errors

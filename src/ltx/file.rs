@@ -98,23 +98,7 @@ impl<'a> LtxFile<'a> {
             .and_then(|len| index_end.checked_sub(len))
             .filter(|at| *at >= HEADER_LEN + END_OF_PAGES.len())
             .ok_or_else(|| error(index_end, Problem::IndexLength(index_len)))?;
-        let index_error = || error(index_at, Problem::Index);
-        let (end_mark, index) =
-            bytes[index_at..index_end].split_last().expect("BUG: the index is not empty");
-        let entries = index::entries(index).filter(|_| *end_mark == 0).ok_or_else(index_error)?;
-        let mut order = PageOrder::new(&header);
-        let mut at = HEADER_LEN;
-        for entry in &entries {
-            order.next(entry.page).map_err(|problem| error(index_at, problem))?;
-            if entry.offset != at as u64 || (entry.size as usize) < frame::SIZED_HEAD_LEN {
-                return Err(index_error());
-            }
-            at = at.checked_add(entry.size as usize).ok_or_else(index_error)?;
-        }
-        order.end().map_err(|problem| error(index_at, problem))?;
-        if at.checked_add(END_OF_PAGES.len()) != Some(index_at) {
-            return Err(index_error());
-        }
+        let entries = trusted_entries(&header, &bytes[index_at..index_end], index_at as u64)?;
         Ok(Self { bytes, header, trailer, entries })
     }
 
@@ -157,20 +141,57 @@ impl<'a> LtxFile<'a> {
     /// # Panics
     /// If `data` is not as long as a page, or the entry is of another file.
     pub fn read(&self, entry: PageEntry, data: &mut [u8]) -> Result<(), DecodeError> {
-        assert_eq!(data.len(), self.header.page_size.bytes(), "BUG: not the length of a page");
-        let at = usize::try_from(entry.offset).expect("BUG: the entry is of another file");
-        let end = at + entry.size as usize;
-        let (page, stop) = read_page(&self.bytes[..end], at, &self.header, data)?;
-        if page != Some(entry.page) || stop != end {
-            return Err(error(at, Problem::Index));
-        }
-        Ok(())
+        decode_page(entry, stored(self.bytes, entry), &self.header, data)
     }
 
     /// A page as it is stored, page header included.
     pub(super) fn stored(&self, entry: PageEntry) -> &'a [u8] {
         stored(self.bytes, entry)
     }
+}
+
+/// Decompresses one page from its stored form.
+pub(super) fn decode_page(
+    entry: PageEntry,
+    stored: &[u8],
+    header: &Header,
+    data: &mut [u8],
+) -> Result<(), DecodeError> {
+    assert_eq!(data.len(), header.page_size.bytes(), "BUG: not the length of a page");
+    let in_file = |error: DecodeError| {
+        let offset = entry.offset.saturating_add(error.offset);
+        DecodeError { offset, ..error }
+    };
+    let (page, stop) = read_page(stored, 0, header, data).map_err(in_file)?;
+    if page != Some(entry.page) || stop != stored.len() {
+        return Err(DecodeError::at(entry.offset, Problem::Index));
+    }
+    Ok(())
+}
+
+/// Checks the bytes of an index, its end mark included, that begins at `index_at`.
+pub(super) fn trusted_entries(
+    header: &Header,
+    index: &[u8],
+    index_at: u64,
+) -> Result<Vec<PageEntry>, DecodeError> {
+    let index_error = || DecodeError::at(index_at, Problem::Index);
+    let (end_mark, index) = index.split_last().ok_or_else(index_error)?;
+    let entries = index::entries(index).filter(|_| *end_mark == 0).ok_or_else(index_error)?;
+    let mut order = PageOrder::new(header);
+    let mut at = HEADER_LEN as u64;
+    for entry in &entries {
+        order.next(entry.page).map_err(|problem| DecodeError::at(index_at, problem))?;
+        if entry.offset != at || (entry.size as usize) < frame::SIZED_HEAD_LEN {
+            return Err(index_error());
+        }
+        at = at.checked_add(entry.size.into()).ok_or_else(index_error)?;
+    }
+    order.end().map_err(|problem| DecodeError::at(index_at, problem))?;
+    if at.checked_add(END_OF_PAGES.len() as u64) != Some(index_at) {
+        return Err(index_error());
+    }
+    Ok(entries)
 }
 
 /// Goes from page to page and collects what the index must be.

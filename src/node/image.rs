@@ -1,4 +1,4 @@
-//! Sums over a copy of a database: raw pages as they come, then the change set that makes them exact.
+//! Sums over a copy of a database: raw pages as they come, then those that make the copy exact.
 
 use crate::ltx::page_sum;
 use crate::types::{Checksum, PageNo, PageSize};
@@ -30,8 +30,11 @@ impl ImageSums {
         }
     }
 
-    /// Cuts the copy to its final size.
-    pub fn set_pages(&mut self, pages: u32) {
+    /// Gives the copy a size. With another page size nothing of it counts any more.
+    pub fn set_size(&mut self, page_size: PageSize, pages: u32) {
+        if page_size != self.page_size {
+            *self = Self::new(page_size);
+        }
         self.sums.resize(pages as usize, Checksum::EMPTY);
     }
 
@@ -60,12 +63,12 @@ mod tests {
         let mut image = ImageSums::new(size);
         image.write(page(1), &[1; 512 * 3]);
         image.write(page(2), &[2; 512]);
-        image.set_pages(2);
+        image.set_size(size, 2);
         let mut expected = DatabaseSum::new(size);
         expected.toggle(page(1), &[1; 512]);
         expected.toggle(page(2), &[2; 512]);
         assert_eq!(image.total(), expected.checksum());
-        image.set_pages(0);
+        image.set_size(size, 0);
         assert_eq!(image.total(), Checksum::EMPTY);
     }
 

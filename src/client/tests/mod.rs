@@ -132,11 +132,12 @@ impl Source {
         let differs = |(n, page): &(usize, &[u8])| old.get(*n) != Some(page);
         let number = |n: usize| PageNo::new(u32::try_from(n).unwrap() + 1).unwrap();
         let pages = now.chunks_exact(page_size.bytes()).enumerate().filter(differs);
-        let pages =
-            pages.map(|(n, page)| (number(n), bytes::Bytes::copy_from_slice(page))).collect();
+        let pages = pages
+            .map(|(n, page)| (number(n), bytes::Bytes::copy_from_slice(page)))
+            .collect::<Vec<_>>();
         let commit = u32::try_from(now.len() / page_size.bytes()).unwrap();
         self.last = now;
-        Change { page_size, commit, pages }
+        Change { page_size, commit, pages: pages.into() }
     }
 
     fn query(&self, sql: &str) -> String {

@@ -134,7 +134,7 @@ pub(super) fn an_empty_database_becomes_one_and_empty_again() {
     node.apply(change.clone());
     assert_eq!(node.shell().run("select count(*) from t;"), "0");
     assert!(!node.companion("-journal").exists());
-    node.apply(Change { commit: 0, pages: Vec::new(), ..change });
+    node.apply(Change { commit: 0, pages: Vec::new().into(), ..change });
     assert_eq!(node.shell().run("select count(*) from sqlite_schema;"), "0");
 }
 
@@ -146,14 +146,14 @@ pub(super) fn pages_on_both_sides_of_the_lock_page_are_written() {
     let page = |n: u32, fill: u8| {
         (PageNo::new(n).unwrap(), bytes::Bytes::from(vec![fill; page_size.bytes()]))
     };
-    let pages = vec![page(lock_page - 1, 1), page(lock_page + 1, 2)];
+    let pages = vec![page(lock_page - 1, 1), page(lock_page + 1, 2)].into();
     node.apply(Change { page_size, commit: lock_page + 1, pages });
     let file = std::fs::File::open(node.path()).unwrap();
     assert_eq!(file.metadata().unwrap().len(), (1 << 30) + 2 * 65536);
     let mut bytes = [9; 1];
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 1 << 30).unwrap();
     assert_eq!(bytes, [0]);
-    let pages = vec![page(lock_page, 3)];
+    let pages = vec![page(lock_page, 3)].into();
     let refused = node.pool.apply(DB, name(), Change { page_size, commit: lock_page + 1, pages });
     assert!(matches!(refused, Err(ClientError::InvalidChange { .. })));
 }

@@ -100,9 +100,11 @@ fn abandon(node: &Node, change: &Change, committed: u32) -> Abandoned {
         (header, WalEncoder::resume(header.order, header.salts, last.checksum))
     };
     let mut frames = Vec::new();
-    for (n, (page, image)) in change.pages.iter().enumerate() {
+    let mut image = vec![0; change.page_size.bytes()];
+    for (n, page) in change.pages.numbers().enumerate() {
         let commit = if n + 1 == change.pages.len() { change.commit } else { 0 };
-        encoder.frame(*page, commit, image, &mut frames);
+        change.pages.read(n, &mut image).unwrap();
+        encoder.frame(page, commit, &image, &mut frames);
     }
     file.write_all_at(&frames, header.frame_offset(committed + 1)).unwrap();
     let frames = committed + u32::try_from(change.pages.len()).unwrap();

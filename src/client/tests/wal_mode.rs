@@ -205,7 +205,8 @@ pub(super) fn a_change_without_pages_still_shrinks_the_database() {
     let full = source.run("insert into t values(1, randomblob(9000));");
     node.apply(full.clone());
     node.fence();
-    let state = wal(node.apply(Change { commit: full.commit - 1, pages: Vec::new(), ..full }));
+    let state =
+        wal(node.apply(Change { commit: full.commit - 1, pages: Vec::new().into(), ..full }));
     assert_eq!((state.frames, state.pages), (1, full.commit - 1));
     node.pool.detach(DB).unwrap();
     assert_eq!(std::fs::read(node.path()).unwrap(), source.last[..source.last.len() - 4096]);
@@ -236,9 +237,11 @@ pub(super) fn an_invalid_change_is_refused() {
     let mut source = Source::wal();
     let node = Node::new();
     let good = source.change();
+    let crate::client::Pages::Memory(pages) = good.pages.clone() else { panic!("not in memory") };
+    let reversed: Vec<_> = pages.into_iter().rev().collect();
     for broken in [
         Change { commit: 1, ..good.clone() },
-        Change { pages: good.pages.iter().rev().cloned().collect(), ..good.clone() },
+        Change { pages: reversed.into(), ..good.clone() },
         Change { page_size: crate::types::PageSize::MIN, ..good.clone() },
     ] {
         let result = node.pool.apply(DB, name(), broken);

@@ -1,9 +1,10 @@
-//! Sends a database at one position: raw pages, then the change set that makes them exact.
+//! Sends a database at one position: all pages as they are at the time, then those that make the copy exact.
 
 use anyhow::Context as _;
 
 use super::server::Answer;
 use super::{CHUNK_BYTES, Reply, WireName};
+use crate::database::Exact;
 use crate::store::Store;
 use crate::types::{DbName, PageNo};
 
@@ -24,11 +25,47 @@ pub(super) fn export(store: &Store, name: &WireName, answer: &Answer) -> anyhow:
         answer.bytes(Reply::Pages { first: next, bytes: bytes.len() }, bytes)?;
         next = next.saturating_add(count);
     }
-    let record = snapshot.finish().with_context(failed)?;
-    let position = record.pos.to_string();
-    let reply = Reply::ChangeSet { bytes: record.ltx.len(), position };
-    answer.bytes(reply, record.ltx.into())?;
-    Ok(())
+    let mut run = Run { answer, first: 0, bytes: Vec::new(), page_bytes: page_size.bytes() };
+    let position = snapshot.finish().pages(|exact| match exact {
+        Exact::Size { page_size, pages } => {
+            run.send()?;
+            run.page_bytes = page_size.bytes();
+            Ok(answer.line(Reply::Copy { page_size: page_size.get(), pages })?)
+        }
+        Exact::Page(page, image) => run.add(page, image),
+    });
+    let position = position.with_context(failed)?.to_string();
+    run.send()?;
+    Ok(answer.line(Reply::Copied { position })?)
+}
+
+/// Neighbouring pages that are sent at once.
+struct Run<'a> {
+    answer: &'a Answer,
+    first: u32,
+    bytes: Vec<u8>,
+    page_bytes: usize,
+}
+
+impl Run<'_> {
+    fn add(&mut self, page: PageNo, image: &[u8]) -> anyhow::Result<()> {
+        let pages = self.bytes.len() / self.page_bytes;
+        let is_next = self.first as usize + pages == page.get() as usize;
+        if !is_next || self.bytes.len() >= CHUNK_BYTES {
+            self.send()?;
+            self.first = page.get();
+        }
+        self.bytes.extend_from_slice(image);
+        Ok(())
+    }
+
+    fn send(&mut self) -> anyhow::Result<()> {
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        let bytes = std::mem::take(&mut self.bytes);
+        Ok(self.answer.bytes(Reply::Pages { first: self.first, bytes: bytes.len() }, bytes)?)
+    }
 }
 
 /// The database that a client named.

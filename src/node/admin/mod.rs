@@ -38,7 +38,7 @@ const ADDRESS_BYTES_MAX: usize = 107;
 pub enum Request {
     /// Answered by [`Reply::Status`].
     Status,
-    /// Answered by [`Reply::Copy`], some [`Reply::Pages`], one [`Reply::ChangeSet`].
+    /// Answered by some [`Reply::Copy`] and [`Reply::Pages`], one [`Reply::Copied`].
     Export {
         /// Which database.
         db: WireName,
@@ -70,10 +70,8 @@ pub enum Reply {
         /// Bytes.
         bytes: usize,
     },
-    /// An LTX file of so many bytes follows this line. With it, the copy is the database at `position`.
-    ChangeSet {
-        /// Bytes.
-        bytes: usize,
+    /// The copy is complete: it is the database at `position`.
+    Copied {
         /// `TXID/CHECKSUM`.
         position: String,
     },

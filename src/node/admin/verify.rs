@@ -9,8 +9,7 @@ use anyhow::Context as _;
 
 use super::server::{Answer, Compare, Context};
 use super::{CHUNK_BYTES, Reply, Verified, VerifiedPrimary, WireName, export};
-use crate::database::Database;
-use crate::ltx::LtxFile;
+use crate::database::{Database, Exact, OpError};
 use crate::node::image::ImageSums;
 use crate::replication::Comparison;
 use crate::store::Store;
@@ -180,11 +179,14 @@ fn copy(db: &Database, answer: &Answer) -> anyhow::Result<(ImageSums, Pos)> {
             total: pages.into(),
         })?;
     }
-    let record = snapshot.finish()?;
-    let file = LtxFile::parse_with(&record.ltx, |page, data| image.write(page, data))
-        .context("the log's change set")?;
-    image.set_pages(file.header().commit);
-    Ok((image, record.pos))
+    let pos = snapshot.finish().pages(|exact| {
+        match exact {
+            Exact::Size { page_size, pages } => image.set_size(page_size, pages),
+            Exact::Page(page, data) => image.write(page, data),
+        }
+        Ok::<_, OpError>(())
+    })?;
+    Ok((image, pos))
 }
 
 /// Pages whose stored sum is not that of their content.

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::acks::Acks;
+use super::assemble::Assembled;
 use super::dial::Primary;
 use super::image::{Image, ImageError, Place};
 use super::lanes::{Event, Fetched, Item, Job, Lanes, Session, trouble};
@@ -39,8 +40,6 @@ const LAST_CHANGE_TIMEOUT: Duration = Duration::from_secs(90);
 const CLAIM_RETRY: Duration = Duration::from_millis(50);
 /// The change set that completes a copy may be as large as LTX allows.
 const LAST_CHANGE_BYTES_MAX: u64 = 4 << 30;
-/// What is reserved for a change set on the word of the peer.
-const RESERVE_BYTES_MAX: u64 = 1 << 20;
 
 /// Why a Fetch ended early.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +50,8 @@ enum FetchError {
     Image(#[from] ImageError),
     #[error("install the copy")]
     Install(#[source] OpError),
+    #[error("put a change set together in the data directory")]
+    Assemble(#[source] std::io::Error),
     /// Said already.
     #[error("a change set was not taken")]
     Receive(Trouble),
@@ -68,7 +69,7 @@ impl FetchError {
             Self::Image(ImageError::Disk { .. }) => Trouble::Disk,
             Self::Image(ImageError::Stray | ImageError::Ltx(_)) => Trouble::Image,
             Self::Install(OpError::WrongImage { .. }) => Trouble::Image,
-            Self::Install(_) => Trouble::Disk,
+            Self::Install(_) | Self::Assemble(_) => Trouble::Disk,
         }
     }
 }
@@ -316,10 +317,14 @@ impl One<'_> {
         mut size: u64,
     ) -> Result<(), FetchError> {
         loop {
-            let (ltx, next) = assemble(chunks, size, RECORD_BYTES_MAX).await?;
+            let (ltx, next) = self.assemble(chunks, size, RECORD_BYTES_MAX).await?;
             let database = Arc::clone(&self.database);
             let taken = self.on_disk(move || {
-                database.receive(epoch, &ltx).map_err(|error| trouble(&database, &error))
+                let taken = match &ltx {
+                    Assembled::Memory(ltx) => database.receive(epoch, ltx),
+                    Assembled::File { file, bytes } => database.receive_file(epoch, file, *bytes),
+                };
+                taken.map_err(|error| trouble(&database, &error))
             });
             taken.await?.map_err(FetchError::Receive)?;
             self.fetcher.acks.received(self.db, false);
@@ -352,7 +357,7 @@ impl One<'_> {
         if let Some(sums) = sums {
             self.feed(&image, sums);
         }
-        let size = loop {
+        let mut size = loop {
             let limit =
                 if image.copy().is_complete() { LAST_CHANGE_TIMEOUT } else { CHUNK_TIMEOUT };
             match receive(chunks, limit).await {
@@ -373,12 +378,20 @@ impl One<'_> {
                 }
             }
         };
-        let (ltx, end) = assemble(chunks, size, LAST_CHANGE_BYTES_MAX).await?;
-        let FetchChunk::Done { pos } = end else {
-            return Err(unexpected("more after the last change set"));
+        image = self.on_disk(move || image.save().map(|()| image)).await??;
+        let pos = loop {
+            let (ltx, next) = self.assemble(chunks, size, LAST_CHANGE_BYTES_MAX).await?;
+            image = self.on_disk(move || image.complete(&ltx).map(|()| image)).await??;
+            match next {
+                FetchChunk::Record { size: next_size, .. } => size = next_size,
+                FetchChunk::Done { pos } => break pos,
+                FetchChunk::Copy { .. } | FetchChunk::Pages { .. } | FetchChunk::Data(_) => {
+                    return Err(unexpected("a page among the last change sets"));
+                }
+            }
         };
         let received = image.received();
-        self.install(image, ltx, pos, parted).await?;
+        self.install(image, pos, parted).await?;
         info!(db = %name, txid = %pos, received, "copy of pages is installed");
         Ok(())
     }
@@ -407,6 +420,43 @@ impl One<'_> {
         Ok(taken?)
     }
 
+    /// Puts a change set together; also returns what follows it.
+    async fn assemble(
+        &self,
+        chunks: &mut Incoming<FetchChunk>,
+        size: u64,
+        max: u64,
+    ) -> Result<(Assembled, FetchChunk), FetchError> {
+        if size > max {
+            return Err(unexpected("a change set of this size"));
+        }
+        let (tmp, name) = (self.fetcher.tmp.clone(), format!("{}.change", self.db));
+        let mut ltx = self
+            .on_disk(move || Assembled::begin(size, &tmp, &name))
+            .await?
+            .map_err(FetchError::Assemble)?;
+        loop {
+            let chunk = receive(chunks, LAST_CHANGE_TIMEOUT).await?;
+            if let FetchChunk::Data(data) = chunk {
+                if ltx.len() + data.len() as u64 > size || data.is_empty() {
+                    return Err(unexpected("more of a change set than announced"));
+                }
+                if ltx.is_on_disk() {
+                    ltx = self
+                        .on_disk(move || ltx.add(&data).map(|()| ltx))
+                        .await?
+                        .map_err(FetchError::Assemble)?;
+                } else {
+                    ltx.add(&data).map_err(FetchError::Assemble)?;
+                }
+            } else if ltx.len() == size {
+                return Ok((ltx, chunk));
+            } else {
+                return Err(unexpected("the end of a change set before its last byte"));
+            }
+        }
+    }
+
     fn report(&self, name: &DbName, image: &Image) {
         let copy = image.copy();
         let progress = CopyProgress {
@@ -420,17 +470,14 @@ impl One<'_> {
 
     async fn install(
         &self,
-        mut image: Image,
-        ltx: Vec<u8>,
+        image: Image,
         pos: Pos,
         parted: Parted,
     ) -> Result<(), FetchError> {
         let (store, database) = (Arc::clone(&self.fetcher.store), Arc::clone(&self.database));
         let place = self.place.clone();
         let installed = self.on_disk(move || {
-            image.save()?;
-            image.complete(&ltx)?;
-            drop(ltx);
+            image.sync()?;
             let extra = match parted {
                 Parted::Never => None,
                 Parted::Behind(common) => Some(Extra::Behind(common)),
@@ -450,30 +497,4 @@ impl One<'_> {
 
 fn unexpected(what: &'static str) -> FetchError {
     LinkError::from(Malformed::Unexpected(what)).into()
-}
-
-/// Puts a change set together; also returns what follows it.
-async fn assemble(
-    chunks: &mut Incoming<FetchChunk>,
-    size: u64,
-    max: u64,
-) -> Result<(Vec<u8>, FetchChunk), FetchError> {
-    if size > max {
-        return Err(unexpected("a change set of this size"));
-    }
-    let reserve = usize::try_from(size.min(RESERVE_BYTES_MAX)).unwrap_or(0);
-    let mut ltx = Vec::with_capacity(reserve);
-    loop {
-        let chunk = receive(chunks, CHUNK_TIMEOUT).await?;
-        if let FetchChunk::Data(data) = chunk {
-            if (ltx.len() + data.len()) as u64 > size || data.is_empty() {
-                return Err(unexpected("more of a change set than announced"));
-            }
-            ltx.extend_from_slice(&data);
-        } else if ltx.len() as u64 == size {
-            return Ok((ltx, chunk));
-        } else {
-            return Err(unexpected("the end of a change set before its last byte"));
-        }
-    }
 }

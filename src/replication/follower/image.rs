@@ -5,7 +5,7 @@
 //! A torn write is no danger: the whole file is checked against the position's checksum before it is installed.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use super::assemble::Assembled;
 use crate::database::Snapshot;
 use crate::disk;
-use crate::ltx::{DecodeError, LtxFile, page_sum};
+use crate::ltx::{DecodeError, Decoder, page_sum};
 use crate::replication::limits::{CHUNK_BYTES, PROGRESS_BYTES, SUMS_PER_MESSAGE};
 use crate::replication::message::{CopyState, FetchRequest};
 use crate::types::{Checksum, DbId, Epoch, PageNo, PageSize, Pos, Txid};
@@ -148,6 +149,8 @@ pub(crate) struct Image {
     place: Place,
     file: Arc<File>,
     copy: CopyState,
+    /// Of the pages that are in the file.
+    page_size: PageSize,
     kept: u32,
     received: u32,
     unsaved: u64,
@@ -173,7 +176,8 @@ impl Image {
             .truncate(false)
             .open(&place.pages)
             .map_err(|source| disk_error("open the copy", &place.pages, source))?;
-        Ok(Self { place, file: Arc::new(file), copy, kept, received: 0, unsaved: 0 })
+        let page_size = copy.page_size;
+        Ok(Self { place, file: Arc::new(file), copy, page_size, kept, received: 0, unsaved: 0 })
     }
 
     pub(crate) fn copy(&self) -> CopyState {
@@ -228,23 +232,28 @@ impl Image {
         Ok(())
     }
 
-    /// Makes the copy exact: writes the pages of the last change set and sets the size.
-    pub(crate) fn complete(&mut self, ltx: &[u8]) -> Result<(), ImageError> {
+    /// Writes the pages of one of the change sets that make the copy exact, and sets the size.
+    pub(super) fn complete(&mut self, ltx: &Assembled) -> Result<(), ImageError> {
         let fail = |source| disk_error("complete the copy", &self.place.pages, source);
-        let ltx = LtxFile::parse(ltx)?;
-        let header = ltx.header();
-        let page_size = header.page_size;
-        if page_size != self.copy.page_size {
+        let mut ltx = Decoder::new(BufReader::with_capacity(CHUNK_BYTES, ltx.reader()))?;
+        let (page_size, commit) = (ltx.header().page_size, ltx.header().commit);
+        if page_size != self.page_size {
             // The change set holds every page of the new size.
             self.file.set_len(0).map_err(fail)?;
+            self.page_size = page_size;
         }
-        let mut data = vec![0; page_size.bytes()];
-        for entry in ltx.entries() {
-            ltx.read(*entry, &mut data)?;
-            self.file.write_all_at(&data, entry.page.offset(page_size)).map_err(fail)?;
+        // What is damaged is found by its checksum in the end, and by that of the whole copy.
+        while let Some(page) = ltx.next_page()? {
+            self.file.write_all_at(page.data, page.page.offset(page_size)).map_err(fail)?;
         }
-        let len = u64::from(header.commit) * u64::from(page_size.get());
-        self.file.set_len(len).map_err(fail)?;
+        ltx.finish()?;
+        let len = u64::from(commit) * u64::from(page_size.get());
+        self.file.set_len(len).map_err(fail)
+    }
+
+    /// Makes the copy durable.
+    pub(crate) fn sync(&self) -> Result<(), ImageError> {
+        let fail = |source| disk_error("complete the copy", &self.place.pages, source);
         self.file.sync_all().map_err(fail)
     }
 }

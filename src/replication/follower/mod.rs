@@ -5,6 +5,7 @@
 //! Not here: applying (`store` does that when `receive` has put a transaction into the log).
 
 mod acks;
+mod assemble;
 mod compare;
 mod dial;
 mod fetch;

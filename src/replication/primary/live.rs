@@ -7,18 +7,19 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tracing::{error, info};
 
 use super::peers::{Peer, Registration};
-use crate::database::{Database, LogRead, OpError};
+use crate::database::{Database, LogRead, LogRecord, OpError};
 use crate::replication::convert::Incoming;
 use crate::replication::error::{LinkError, Malformed, Refusal};
 use crate::replication::limits::{
-    DATABASES_MAX, ENTRIES_PER_MESSAGE, HELLO_TIMEOUT, LIVE_MERGE_BYTES, LIVE_RECORD_BYTES_MAX,
-    NAMES_BYTES_PER_MESSAGE, ROLE_CHECK_INTERVAL, ROUND_PAUSE, TURN_BYTES,
+    DATABASES_MAX, ENTRIES_PER_MESSAGE, HELLO_TIMEOUT, LIVE_MERGE_BYTES, NAMES_BYTES_PER_MESSAGE,
+    ROLE_CHECK_INTERVAL, ROUND_PAUSE, TURN_BYTES,
 };
 use crate::replication::link::{Ended, Sender, blocking, last_words, receive, stalled};
 use crate::replication::message::{FollowEvent, FollowRequest, Record, Welcome};
@@ -322,10 +323,13 @@ fn try_turn(db: &Database, turn: Turn) -> Result<Found, OpError> {
             None => return Ok(Found::Behind),
         },
     };
-    records.truncate(fitting(records.iter().map(|record| record.ltx.len())));
-    debug_assert!(records.iter().all(|record| record.ltx.len() <= LIVE_RECORD_BYTES_MAX));
+    // What is not in memory is too large for the live stream.
+    let size = |record: &LogRecord| record.ltx.memory().map_or(usize::MAX, Bytes::len);
+    records.truncate(fitting(records.iter().map(size)));
+    debug_assert!(records.iter().all(|record| record.ltx.memory().is_some()));
     let Some(pos) = records.last().map(|record| record.pos) else { return Ok(Found::Behind) };
-    let records = records.into_iter().map(|r| Record { epoch: r.epoch, ltx: r.ltx }).collect();
+    let in_memory = |r: LogRecord| Some(Record { epoch: r.epoch, ltx: r.ltx.memory()?.clone() });
+    let records = records.into_iter().filter_map(in_memory).collect();
     // What was committed since is announced.
     let more = pos.txid_raw() < newest.txid_raw();
     Ok(Found::Records { records, pos, more })

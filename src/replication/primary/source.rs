@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tracing::{debug, error, info, warn};
 
 use crate::database::{Common, Database, LogRead, LogRecord, OpError, Snapshot};
+use crate::log::Payload;
 use crate::replication::catchup::{Situation, Step, first_step, is_close, log_step};
 use crate::replication::convert::Incoming;
 use crate::replication::error::{LinkError, Malformed, Reason, Refusal};
@@ -95,11 +96,23 @@ impl Source {
     }
 
     async fn send_record(&self, record: LogRecord) -> Result<(), LinkError> {
-        let LogRecord { epoch, pos, ltx, .. } = record;
-        self.send(FetchChunk::Record { epoch, pos, size: ltx.len() as u64 }).await?;
-        let mut rest = ltx;
-        while !rest.is_empty() {
-            let part = rest.split_to(CHUNK_BYTES.min(rest.len()));
+        let LogRecord { epoch, pos, ltx } = record;
+        let size = ltx.len();
+        self.send(FetchChunk::Record { epoch, pos, size }).await?;
+        if let Some(ltx) = ltx.memory() {
+            let mut rest = ltx.clone();
+            while !rest.is_empty() {
+                let part = rest.split_to(CHUNK_BYTES.min(rest.len()));
+                self.send(FetchChunk::Data(part)).await?;
+            }
+            return Ok(());
+        }
+        let ltx = Arc::new(ltx);
+        let mut at = 0;
+        while at < size {
+            let ltx = Arc::clone(&ltx);
+            let part = self.on_disk(move |db| read_part(db, &ltx, at)).await?;
+            at += part.len() as u64;
             self.send(FetchChunk::Data(part)).await?;
         }
         Ok(())
@@ -128,11 +141,20 @@ impl Source {
         }
         self.send_pages(&snapshot, &mut copy, u32::MAX).await?;
         let snapshot = Arc::into_inner(snapshot).expect("BUG: all reads have returned");
-        let last = blocking(move || snapshot.finish()).await?;
-        let last = last.map_err(|error| Refusal::failed(&error))?;
-        let pos = last.pos;
-        self.send_record(last).await?;
-        self.send(FetchChunk::Done { pos }).await
+        let mut completion = snapshot.finish();
+        loop {
+            let (after, change) = blocking(move || {
+                let change = completion.next();
+                (completion, change)
+            })
+            .await?;
+            completion = after;
+            let pos = completion.pos();
+            match change.map_err(|error| Refusal::failed(&error))? {
+                Some(ltx) => self.send_record(LogRecord { epoch: pos.epoch, pos, ltx }).await?,
+                None => return self.send(FetchChunk::Done { pos }).await,
+            }
+        }
     }
 
     /// Sends pages before `end`, or to the last one.
@@ -206,6 +228,20 @@ impl Source {
             }
         }
     }
+}
+
+/// A piece of a change set that the log has.
+fn read_part(db: &Database, ltx: &Payload, at: u64) -> Result<Bytes, OpError> {
+    if at == 0 {
+        ltx.check()?;
+    }
+    let left = usize::try_from(ltx.len() - at).unwrap_or(usize::MAX);
+    let mut part = vec![0; CHUNK_BYTES.min(left)];
+    ltx.read_at(at, &mut part).map_err(|source| {
+        let path = db.name().as_path().to_owned();
+        OpError::Disk { step: "read the log of", path, source }
+    })?;
+    Ok(part.into())
 }
 
 fn page_of(raw: u32) -> PageNo {
