@@ -19,7 +19,8 @@ pub struct Change {
     pub pages: Pages,
 }
 
-/// Images that are read when they are written, so that no one holds a large change in memory.
+/// Images that are read when they are written, so that no one holds a large change in memory. Lanes use it: it must not
+/// have a descriptor of its own, see `database::images`.
 pub trait Images: fmt::Debug + Send + Sync {
     /// Fills in the image of the page at `index` of the change.
     ///

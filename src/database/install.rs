@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::images::FileImages;
+use super::images::pages_of;
 use super::recover::sum_pages;
 use super::requests::{database_size, read_or_zeros};
 use super::state::{State, Tracked};
 use super::{Database, OpError, disk_error};
-use crate::client::{Change, Pages};
+use crate::client::Change;
 use crate::log::PageSums;
 use crate::ltx;
 use crate::types::{Checksum, PageNo, PageSize, Pos};
@@ -143,9 +143,9 @@ impl Database {
             }
         }
         let Image { page_size, pages: commit, .. } = *image;
-        let file = Arc::clone(&image.file);
-        let images = Arc::new(FileImages { file, page_size, numbers: pages.clone() });
-        Ok(Change { page_size, commit, pages: Pages::Stored { numbers: pages, images } })
+        let pages = pages_of(Arc::clone(&image.file), page_size, pages)
+            .map_err(disk_error("read image", &image.path))?;
+        Ok(Change { page_size, commit, pages })
     }
 
     /// Readers see the image's content: a new history begins at its position. `is_in_the_file` says that it is in the

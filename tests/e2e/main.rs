@@ -22,6 +22,7 @@ mod crash;
 mod faults;
 mod foreign;
 mod journal_modes;
+mod memory;
 mod model;
 mod names;
 mod readers;
