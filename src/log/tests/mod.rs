@@ -5,6 +5,7 @@ mod crash;
 mod full_disk;
 mod hostile;
 mod model;
+mod pieces;
 mod sums;
 
 use std::path::{Path, PathBuf};
