@@ -220,7 +220,7 @@ impl Completion {
     ///
     /// # Errors
     /// The log could not be read, or no pause between transactions was found.
-    pub fn next(&mut self) -> Result<Option<Payload>, OpError> {
+    pub fn next_change(&mut self) -> Result<Option<Payload>, OpError> {
         let Some((from, end)) = self.log else { return self.images().map(Some) };
         if from == end {
             return Ok(None);
@@ -241,13 +241,13 @@ impl Completion {
     /// Hands out all of it page by page; returns the position.
     ///
     /// # Errors
-    /// As for [`Completion::next`], or what `each` says.
+    /// As for [`Completion::next_change`], or what `each` says.
     pub fn pages<E: From<OpError>>(
         mut self,
         mut each: impl FnMut(Exact<'_>) -> Result<(), E>,
     ) -> Result<Pos, E> {
         let name = self.snapshot.db.name();
-        while let Some(ltx) = self.next()? {
+        while let Some(ltx) = self.next_change()? {
             let file = IndexedFile::open(ltx.len(), |at, buffer| ltx.read_at(at, buffer))
                 .map_err(|source| OpError::Decode { db: name.clone(), source })?;
             let Header { page_size, commit: pages, .. } = *file.header();

@@ -17,6 +17,7 @@ use super::record::{self, HEADER_BYTES, Header};
 use super::segment::SegmentId;
 use super::state::Shared;
 use super::{LogError, RecordInfo};
+use crate::disk::write_all_at;
 
 /// Bytes of a record that are gathered before they go to the file.
 const PIECE_BYTES: usize = 2 << 20;
@@ -111,7 +112,8 @@ impl Appender<'_> {
             durable_txid: self.shared.durable_txid.load(Ordering::Relaxed),
             payload_crc: self.spilled.as_ref().map_or(0, |s| s.crc.clone().finalize()),
         };
-        let written = self.file.write_all_at(&header.encode(self.segment.seed), self.at);
+        let header = header.encode(self.segment.seed);
+        let written = write_all_at("log", &self.file, &header, self.at);
         written.map_err(self.shared.disk("append to segment", &self.segment))?;
         self.spilled = None;
         let stored = record::stored_bytes(info.ltx_bytes);
@@ -125,7 +127,7 @@ impl Appender<'_> {
         let crc = || crc32fast::Hasher::new_with_initial(self.segment.seed);
         let spilled = self.spilled.get_or_insert_with(|| Spilled { crc: crc(), bytes: 0 });
         let at = self.at + HEADER_BYTES as u64 + spilled.bytes;
-        let written = self.file.write_all_at(self.buffer, at);
+        let written = write_all_at("log", &self.file, self.buffer, at);
         written.map_err(self.shared.disk("append to segment", &self.segment))?;
         spilled.crc.update(self.buffer);
         spilled.bytes += self.buffer.len() as u64;

@@ -144,7 +144,7 @@ impl Source {
         let mut completion = snapshot.finish();
         loop {
             let (after, change) = blocking(move || {
-                let change = completion.next();
+                let change = completion.next_change();
                 (completion, change)
             })
             .await?;
