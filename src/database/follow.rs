@@ -92,7 +92,7 @@ impl Database {
     }
 
     /// Without the state's lock if the log is open: a follower of many databases must not wait for one that is busy.
-    fn log_reader(&self) -> Result<Option<LogReader>, OpError> {
+    pub(super) fn log_reader(&self) -> Result<Option<LogReader>, OpError> {
         if let Some(reader) = self.reader.lock().upgrade() {
             return Ok(Some(reader));
         }

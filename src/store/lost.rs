@@ -4,8 +4,9 @@
 //! before the caller goes on.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use tracing::{error, info, warn};
@@ -14,7 +15,8 @@ use super::Store;
 use crate::client::Request;
 use crate::database::{Database, LogRead, LogRecord, OpError};
 use crate::disk;
-use crate::ltx::LtxFile;
+use crate::log::Payload;
+use crate::ltx::{Header, IndexedFile};
 use crate::types::{DbName, NodeId, Pos, Txid};
 
 /// Bytes of log that are read at a time.
@@ -159,9 +161,17 @@ fn read(db: &Database, after: Pos) -> Option<Vec<LogRecord>> {
 }
 
 /// The node that committed a transaction.
-fn author(ltx: &[u8]) -> Option<NodeId> {
-    LtxFile::parse_trusted(ltx).ok().map(|file| file.header().node_id)
+fn author(ltx: &Payload) -> Option<NodeId> {
+    header(ltx).map(|header| header.node_id)
 }
+
+fn header(ltx: &Payload) -> Option<Header> {
+    let file = IndexedFile::open(ltx.len(), |at, buffer| ltx.read_at(at, buffer));
+    file.ok().map(|file| *file.header())
+}
+
+/// Bytes that are compared at a time.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// Files of one database being kept.
 struct Kept {
@@ -173,16 +183,16 @@ struct Kept {
 
 impl Kept {
     fn keep(&mut self, record: &LogRecord) -> Result<(), OpError> {
-        let Ok(ltx) = LtxFile::parse_trusted(&record.ltx) else {
+        let Some(header) = header(&record.ltx) else {
             error!(pos = %record.pos, "a record of the log is no change set");
             return Ok(());
         };
-        let (min, max) = (ltx.header().min_txid, ltx.header().max_txid);
+        let (min, max) = (header.min_txid, header.max_txid);
         if self.count == 0 {
             disk::create_dir_durable(&self.dir).map_err(failed("create directory", &self.dir))?;
         }
         let path = self.dir.join(format!("{min}-{max}.ltx"));
-        if !fs::read(&path).is_ok_and(|kept| kept == record.ltx) {
+        if !holds(&path, &record.ltx).unwrap_or(false) {
             let path = free_name(&self.dir, &format!("{min}-{max}.ltx"))
                 .map_err(failed("look for a free name", &path))?;
             write(&path, &record.ltx).map_err(failed("keep a transaction", &path))?;
@@ -202,9 +212,29 @@ impl Kept {
     }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Whether a file holds just this.
+fn holds(path: &Path, ltx: &Payload) -> io::Result<bool> {
+    let file = fs::File::open(path)?;
+    if file.metadata()?.len() != ltx.len() {
+        return Ok(false);
+    }
+    let (mut kept, mut wanted) = (vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]);
+    let mut at = 0;
+    while at < ltx.len() {
+        let len = usize::try_from(ltx.len() - at).unwrap_or(usize::MAX).min(PIECE_BYTES);
+        file.read_exact_at(&mut kept[..len], at)?;
+        ltx.read_at(at, &mut wanted[..len])?;
+        if kept[..len] != wanted[..len] {
+            return Ok(false);
+        }
+        at += len as u64;
+    }
+    Ok(true)
+}
+
+fn write(path: &Path, ltx: &Payload) -> io::Result<()> {
     let written = fs::File::create_new(path).and_then(|mut file| {
-        file.write_all(bytes)?;
+        io::copy(&mut ltx.reader(), &mut file)?;
         file.sync_all()
     });
     written.inspect_err(|_| drop(fs::remove_file(path)))

@@ -468,12 +468,7 @@ impl One<'_> {
         self.fetcher.copying.lock().insert(self.db, progress);
     }
 
-    async fn install(
-        &self,
-        image: Image,
-        pos: Pos,
-        parted: Parted,
-    ) -> Result<(), FetchError> {
+    async fn install(&self, image: Image, pos: Pos, parted: Parted) -> Result<(), FetchError> {
         let (store, database) = (Arc::clone(&self.fetcher.store), Arc::clone(&self.database));
         let place = self.place.clone();
         let installed = self.on_disk(move || {
