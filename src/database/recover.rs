@@ -159,6 +159,7 @@ impl Database {
             // Who reads first rolls a hot journal back, which even a quarantined database lets happen.
             if companion(&main, "-journal").metadata().is_ok_and(|journal| journal.len() > 0) {
                 state.rollback.journal_started();
+                state.journal_is_hot = true;
             }
             drop(state);
         }

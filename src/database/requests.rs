@@ -349,8 +349,16 @@ impl Database {
             state.rollback.finished();
             return Ok(());
         }
-        if state.quarantine.is_some() && !self.is_rolled_back(state)? {
-            return Err(OpError::Quarantined(self.name()));
+        if state.quarantine.is_some() {
+            // Behind a hot journal nobody has a transaction, and the sums may not be replayed.
+            let is_rollback = state.journal_is_hot || self.is_rolled_back(state)?;
+            if !is_rollback {
+                return Err(OpError::Quarantined(self.name()));
+            }
+            put()?;
+            state.journal_is_hot = false;
+            state.rollback.finished();
+            return Ok(());
         }
         let prepared = self.prepare_main(state)?;
         if prepared.is_some() && state.rollback.database_is_synced() {

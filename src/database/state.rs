@@ -30,6 +30,8 @@ pub(super) struct State {
     /// A writer that does not lock (cp, rsync) is at work: capture when it closes the file.
     pub(super) foreign_writer: bool,
     pub(super) warned_about_journal_mode: bool,
+    /// The live journal is one that a crash left and that recovery could not take away: its end is a rollback.
+    pub(super) journal_is_hot: bool,
     /// Counts writes to the database file outside every journal, to tell that none came meanwhile.
     pub(super) unlogged_writes: u64,
     /// Counts writes to the database file that the log was perhaps not durable for.

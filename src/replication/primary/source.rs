@@ -286,6 +286,10 @@ fn read_step(db: &Database, after: Pos) -> Result<Option<Vec<LogRecord>>, OpErro
 }
 
 fn open_copy(db: &Database, resume: Option<CopyState>) -> Result<(Snapshot, CopyState), OpError> {
+    // It would take the place of what the follower has, which may be all that is left.
+    if db.quarantined().is_some() {
+        return Err(OpError::Quarantined(db.name()));
+    }
     if let Some(copy) = resume
         && let Some(snapshot) = db.resume_snapshot(copy.base)?
         && snapshot.size().0 == copy.page_size
