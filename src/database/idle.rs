@@ -88,22 +88,26 @@ impl Database {
         let files = tracked.files(&self.shared)?;
         files.syncer.sync()?;
         files.sums.flush(pos)?;
+        // What is noted in memory must be what the disk has: the log is trimmed by it.
+        let mut meta = tracked.meta.clone();
         if !unlogged {
-            tracked.meta.unlogged = false;
+            meta.unlogged = false;
         }
         if !may_lead {
-            tracked.meta.unsynced_boot = None;
+            meta.unsynced_boot = None;
         }
-        if !is_installing && tracked.meta.installing && target.txid.is_some() {
+        if !is_installing && meta.installing && target.txid.is_some() {
             // A copy from the primary went through the WAL; now it is in the file.
-            tracked.meta.installing = false;
+            meta.installing = false;
         }
-        tracked.meta.durable_txid = target.txid_raw();
-        tracked.meta.is_for(&main.metadata().map_err(disk_error("read attributes", &path))?);
-        tracked.meta.wal_salts = wal_salts;
-        tracked.meta.clean = None;
+        meta.durable_txid = target.txid_raw();
+        meta.is_for(&main.metadata().map_err(disk_error("read attributes", &path))?);
+        meta.wal_salts = wal_salts;
+        meta.clean = None;
         let dir = Tracked::log_dir(&self.shared, tracked.id);
-        tracked.meta.save(&dir).map_err(disk_error("write meta", &dir))
+        meta.save(&dir).map_err(disk_error("write meta", &dir))?;
+        tracked.meta = meta;
+        Ok(())
     }
 
     /// Removes log that neither recovery nor a snapshot nor a follower needs: segments whose newest record is

@@ -142,6 +142,7 @@ impl Database {
             return Err(error);
         }
         let resets_sums = tracked.page_size != info.page_size;
+        let _occupied = self.occupy(sums.len());
         let files = tracked.files(&self.shared)?;
         if let Err(error) = ltx.append_to(&mut files.log, &info) {
             if files.syncer.has_failed() {

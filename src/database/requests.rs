@@ -360,10 +360,12 @@ impl Database {
             state.rollback.finished();
             return Ok(());
         }
+        let pages = state.rollback.pages().count();
         let prepared = self.prepare_main(state)?;
         if prepared.is_some() && state.rollback.database_is_synced() {
             let tracked = state.tracked.as_mut().expect("BUG: it was prepared");
             let files = tracked.files(&self.shared)?;
+            let _occupied = self.occupy(pages);
             let synced = fault::fail("log-sync")
                 .map_err(disk_error("sync log", &self.shared.logs))
                 .and_then(|()| files.syncer.sync().map(drop).map_err(OpError::Log));
@@ -564,16 +566,17 @@ impl Database {
             return Ok(());
         };
         // The comparison must not find anything missing that the log has: all of it is durable first.
+        let _occupied = self.occupy(tracked.pages as usize);
         let main = tracked.main(&self.shared, &name)?;
         tracked.files(&self.shared)?.syncer.sync()?;
         disk::sync_data("main", &main).map_err(disk_error("sync database", name.as_path()))?;
-        tracked.meta.unlogged = true;
-        tracked.meta.durable_txid = tracked.backfilled.txid_raw();
+        let mut meta = tracked.meta.clone();
+        meta.unlogged = true;
+        meta.durable_txid = tracked.backfilled.txid_raw();
         let dir = super::Tracked::log_dir(&self.shared, tracked.id);
-        tracked.meta.save(&dir).map_err(|error| {
-            tracked.meta.unlogged = false;
-            disk_error("write meta", &dir)(error)
-        })
+        meta.save(&dir).map_err(disk_error("write meta", &dir))?;
+        tracked.meta = meta;
+        Ok(())
     }
 
     /// Notes durably, before the first write of `synchronous=OFF`, that a power failure may leave the file ahead of
@@ -584,12 +587,12 @@ impl Database {
         if tracked.meta.unsynced_boot.is_some() {
             return Ok(());
         }
-        tracked.meta.unsynced_boot = Some(clock::boot_id().unwrap_or_default());
+        let mut meta = tracked.meta.clone();
+        meta.unsynced_boot = Some(clock::boot_id().unwrap_or_default());
         let dir = super::Tracked::log_dir(&self.shared, tracked.id);
-        tracked.meta.save(&dir).map_err(|error| {
-            tracked.meta.unsynced_boot = None;
-            disk_error("write meta", &dir)(error)
-        })
+        meta.save(&dir).map_err(disk_error("write meta", &dir))?;
+        tracked.meta = meta;
+        Ok(())
     }
 
     fn changed_main(&self, state: &mut State) {

@@ -107,7 +107,11 @@ impl Database {
                  but a crash in the middle of a write corrupts the database"
             );
         }
-        self.capture_main(&mut state)
+        self.capture_main(&mut state).inspect_err(|error| {
+            if matches!(error, OpError::TooLarge { .. }) {
+                state.quarantine(&error.to_string(), false);
+            }
+        })
     }
 
     /// Whether something was written that no commit point will report.

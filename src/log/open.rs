@@ -22,7 +22,7 @@ use crate::types::{Pos, Txid};
 
 /// Bytes read at once while scanning.
 const SCAN_BYTES: usize = 64 << 10;
-/// Of a damaged segment so much is kept.
+/// Of a damaged segment so much is kept; one that holds a huge record is larger.
 const EVIDENCE_BYTES_MAX: u64 = 64 << 20;
 
 /// A segment as it was found.

@@ -116,7 +116,6 @@ impl Tree {
         }
     }
 
-    /// Completes an open where it may wait, and answers.
     fn serve_open(self: &Arc<Self>, ino: u64, flags: OpenFlags, caller: Caller, reply: ReplyOpen) {
         match self.open(ino, flags, caller) {
             Ok(Opened::Special(fh)) => {
@@ -170,6 +169,7 @@ impl Tree {
         }
     }
 
+    /// Completes an open where it may wait, and answers.
     fn answer_open(
         self: &Arc<Self>,
         pending: PendingOpen,

@@ -37,7 +37,7 @@ pub(crate) struct Situation {
 pub(crate) fn first_step(situation: Situation) -> Step {
     let Some(span) = situation.span else { return Step::Copy };
     let is_dear = span.bytes > LOG_BYTES_CHEAP && span.bytes > situation.database_bytes;
-    // A record travels and is kept in memory as a whole.
+    // A record that breaks off begins anew; a copy of pages goes on where it was.
     let is_heavy = span.first_bytes > RECORD_BYTES_MAX
         || (span.first_bytes > LOG_BYTES_CHEAP
             && span.first_bytes.saturating_mul(4) > situation.database_bytes);
@@ -48,6 +48,9 @@ pub(crate) fn first_step(situation: Situation) -> Step {
 pub(crate) fn log_step(span: LogSpan) -> Step {
     if span.records == 0 {
         Step::Done
+    } else if span.first_bytes > RECORD_BYTES_MAX {
+        // The follower hears that it is behind, and asks anew.
+        Step::Copy
     } else if span.records > 1
         && span.first_bytes < FETCH_MERGE_BYTES
         && (span.records > CATCH_UP_RECORDS_MAX || span.bytes > CATCH_UP_BYTES_MAX)
@@ -124,6 +127,8 @@ mod tests {
         let records = Step::Records { bytes_max: 4 * 1024 * 1024 };
         let merge = Step::Merge { bytes_max: 32 * MIB };
         check(span(0, 0, 0), 0, Step::Done);
+        let heavy = LogSpan { records: 2, bytes: 2048 * MIB, first_bytes: 1025 * MIB };
+        assert_eq!(log_step(heavy), Step::Copy, "also behind other records");
         check(None, 100 * MIB, Step::Copy);
         check(span(1, 4096, 4096), MIB, records);
         check(span(256, MIB, 4096), MIB, records);

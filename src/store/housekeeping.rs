@@ -114,10 +114,8 @@ impl Store {
         match client.call(id, request) {
             Ok(_) => match db.capture_unlogged(WriterIs::Unlocked, Some(writes)) {
                 Ok(()) => db.is_written_without_journal(),
-                Err(error @ OpError::TooLarge { .. }) => {
-                    db.quarantine(&error.to_string(), false);
-                    false
-                }
+                // It is quarantined.
+                Err(OpError::TooLarge { .. }) => false,
                 Err(error) => {
                     warn!(db = %db.name(), %error, "capture what was written without a journal");
                     true
