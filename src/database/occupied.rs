@@ -4,7 +4,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Database, Shared};
-use crate::disk::fault;
 
 /// An operation on fewer pages is over before a change of threads would pay.
 const LONG_PAGES: usize = 1024;
@@ -40,10 +39,6 @@ impl Database {
 
     /// Announces an operation on so many pages under the lock.
     pub(super) fn occupy(&self, pages: usize) -> Option<Occupied<'_>> {
-        let occupied = (pages > LONG_PAGES).then(|| Occupied::new(&self.occupied, &self.shared));
-        if occupied.is_some() {
-            fault::pause("pause-occupied");
-        }
-        occupied
+        (pages > LONG_PAGES).then(|| Occupied::new(&self.occupied, &self.shared))
     }
 }

@@ -438,7 +438,7 @@ impl Database {
                 _ => read_or_zeros(&file, page, page_size, buffer).map(|()| true),
             }
         };
-        let _occupied = self.occupy(pages.len());
+        let _occupied = self.occupy(pages.len()).inspect(|_| fault::pause("pause-occupied"));
         let transaction = Transaction {
             page_size,
             commit,
@@ -475,7 +475,7 @@ impl Database {
         };
         let mut image =
             |page: PageNo, buffer: &mut [u8]| read_or_zeros(&file, page, page_size, buffer);
-        let _occupied = self.occupy(commit as usize);
+        let _occupied = self.occupy(commit as usize).inspect(|_| fault::pause("pause-occupied"));
         let transaction = Transaction {
             page_size,
             commit,
