@@ -112,6 +112,7 @@ fn prepare_with(
     transaction: Transaction<'_>,
 ) -> Result<Option<Prepared>, OpError> {
     let Scratch { compressor, buffer, page } = scratch;
+    tracked.note_only_received(shared, false)?;
     let about = transaction.pages.len() as u64 * u64::from(transaction.page_size.get());
     // A large change set goes to the log as it is encoded, a small one at its end.
     let mut record = tracked.files(shared)?.log.appender(buffer, about)?;

@@ -191,6 +191,12 @@ impl OpError {
 }
 
 impl OpError {
+    /// Whether the log does not hold what was written to it: trying again does not help.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Log(LogError::Damaged { .. }) | Self::Decode { .. })
+    }
+
     /// Whether the cause is a disk, or a quota, that is used up.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {

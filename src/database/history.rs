@@ -46,6 +46,41 @@ impl Database {
         Ok(found)
     }
 
+    /// Whether this node may have committed to the database since it last received anything for it.
+    #[must_use]
+    pub fn may_have_own(&self) -> bool {
+        self.state.lock().tracked.as_ref().is_some_and(|tracked| !tracked.meta.only_received)
+    }
+
+    /// Notes durably that what this node committed itself is kept elsewhere.
+    ///
+    /// # Errors
+    /// The note could not be stored.
+    pub fn own_is_kept(&self) -> Result<(), OpError> {
+        let mut state = self.state.lock();
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+        tracked.note_only_received(&self.shared, true)
+    }
+
+    /// Whether nobody knows what the file holds, because its log could not be used at the start.
+    #[must_use]
+    pub fn is_without_log(&self) -> bool {
+        let state = self.state.lock();
+        let has_no_pos = state.tracked.as_ref().is_some_and(|tracked| tracked.pos.txid.is_none());
+        has_no_pos && state.quarantine.is_some()
+    }
+
+    /// Whether the database file holds, durably, everything that the log holds.
+    #[must_use]
+    pub fn is_written_back(&self) -> bool {
+        let state = self.state.lock();
+        state.quarantine.is_none()
+            && state
+                .tracked
+                .as_ref()
+                .is_some_and(|tracked| tracked.meta.durable_txid == tracked.pos.txid_raw())
+    }
+
     /// The newest of another node's positions that is in this log.
     ///
     /// # Errors

@@ -183,6 +183,7 @@ impl Database {
         tracked.meta.installing = !is_in_the_file;
         tracked.meta.unlogged = false;
         tracked.meta.lost_from_txid = 0;
+        tracked.meta.only_received = true;
         tracked.meta.durable_txid = tracked.backfilled.txid_raw();
         tracked.meta.clean = None;
         let main = tracked.main(&self.shared, &name)?;

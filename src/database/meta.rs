@@ -42,6 +42,9 @@ pub(crate) struct Meta {
     /// Records up to this transaction were durable and are gone: a later log must not hide it. 0 = none.
     #[serde(default)]
     pub(crate) lost_from_txid: u64,
+    /// All that the database holds came from a primary, or is kept elsewhere: this node has committed nothing since.
+    #[serde(default)]
+    pub(crate) only_received: bool,
     /// The daemon stopped in an orderly way: nothing to recover while the file still looks like this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) clean: Option<Clean>,
@@ -95,6 +98,7 @@ impl Meta {
             unlogged: false,
             unsynced_boot: None,
             lost_from_txid: 0,
+            only_received: false,
             clean: None,
         }
     }

@@ -141,6 +141,8 @@ impl Database {
             state.quarantine(&format!("{error}: a fresh copy from the primary is needed"), true);
             return Err(error);
         }
+        // The primary has what this one follows.
+        tracked.note_only_received(&self.shared, true)?;
         let resets_sums = tracked.page_size != info.page_size;
         let _occupied = self.occupy(sums.len());
         let files = tracked.files(&self.shared)?;

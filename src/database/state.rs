@@ -109,6 +109,22 @@ impl Tracked {
         shared.logs.join(id.to_string())
     }
 
+    /// Notes durably whether a primary has all that is in here. A crash may leave `false` where it is `true`.
+    pub(super) fn note_only_received(
+        &mut self,
+        shared: &Shared,
+        only_received: bool,
+    ) -> Result<(), OpError> {
+        if self.meta.only_received == only_received {
+            return Ok(());
+        }
+        self.meta.only_received = only_received;
+        let dir = Self::log_dir(shared, self.id);
+        self.meta.save(&dir).map_err(disk_error("write meta", &dir)).inspect_err(|_| {
+            self.meta.only_received = !only_received;
+        })
+    }
+
     /// Page size, and size in pages.
     pub(super) fn size(&self) -> (PageSize, u32) {
         (self.page_size, self.pages)

@@ -53,6 +53,10 @@ impl Store {
             let batch = match db.next_batch() {
                 Ok(Some(batch)) => batch,
                 Ok(None) => return None,
+                Err(error) if error.is_damage() => {
+                    db.quarantine(&format!("received transactions cannot be read: {error}"), true);
+                    return None;
+                }
                 Err(error) => {
                     warn!(db = %db.name(), %error, "read received transactions");
                     return Some(RETRY_ERROR);

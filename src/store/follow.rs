@@ -29,6 +29,10 @@ impl Store {
         }
         let is_used = db.begin_install()?;
         let result = self.put_image(db, id, &image, is_used);
+        if let Err(error) = &result {
+            // Perhaps half of it is in the file. As long as that may be, nothing is noted as durable.
+            db.quarantine(&format!("the primary's copy could not be put in place: {error}"), true);
+        }
         db.end_install();
         result
     }

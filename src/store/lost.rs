@@ -24,6 +24,9 @@ const STEP_BYTES: usize = 1 << 20;
 /// The name of a directory has room for 255 bytes, and the last of them for what tells long names apart.
 const ESCAPED_BYTES_MAX: usize = 220;
 
+/// The file of a database whose position nobody knows.
+const COPY: &str = "without-log.db";
+
 /// Which of a database's transactions the primary may not have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Extra {
@@ -39,8 +42,18 @@ impl Store {
     /// Keeps transactions of a database in `lost+found` as LTX files. Returns how many files there are of them.
     ///
     /// # Errors
-    /// A file could not be written. A log that cannot be read is reported, and what could be read is kept.
+    /// A file could not be written. A log that cannot be read is reported: what could be read is kept, and the database
+    /// as a whole if this node may have committed to it.
     pub fn keep_extra(&self, db: &Database, extra: Extra) -> Result<usize, OpError> {
+        let (count, is_complete) = self.keep_transactions(db, extra)?;
+        if !is_complete {
+            self.keep_copy(db)?;
+        }
+        Ok(count)
+    }
+
+    /// Returns how many files there are, and whether the log could be read.
+    fn keep_transactions(&self, db: &Database, extra: Extra) -> Result<(usize, bool), OpError> {
         let name = db.name();
         let after = match extra {
             Extra::Behind(pos) => Ok(Some(pos)),
@@ -50,18 +63,20 @@ impl Store {
         let mut files = Kept { dir: self.lost_dir(&name), count: 0, first: None, last: None };
         let mut after = match after {
             Ok(Some(after)) => after,
-            Ok(None) => return Ok(0),
+            Ok(None) => return Ok((0, true)),
             Err(cause) => {
                 error!(db = %name, error = %cause, "transactions that the primary may lack cannot be read");
-                return Ok(0);
+                return Ok((0, false));
             }
         };
-        while let Some(records) = read(db, after) {
-            for record in &records {
-                files.keep(record)?;
-                after = record.pos;
+        let is_complete = loop {
+            let Some(records) = read(db, after) else { break false };
+            let Some(last) = records.last() else { break true };
+            after = last.pos;
+            if !files.keep_all(&name, &records)? {
+                break false;
             }
-        }
+        };
         files.finish()?;
         if let (Some(first), Some(last)) = (files.first, files.last) {
             warn!(
@@ -70,7 +85,37 @@ impl Store {
                 "this node has transactions that the primary does not have: kept as LTX files"
             );
         }
-        Ok(files.count)
+        Ok((files.count, is_complete))
+    }
+
+    /// Copies the file of a database whose log cannot be read to `lost+found`, unless all of it came from a primary.
+    ///
+    /// # Errors
+    /// The copy could not be written.
+    pub fn keep_copy(&self, db: &Database) -> Result<(), OpError> {
+        let name = db.name();
+        let path = self.shared.files.join(name.as_path());
+        if !db.may_have_own() || !path.exists() {
+            return Ok(());
+        }
+        // Nothing is applied meanwhile.
+        let id = db.id().ok_or_else(|| OpError::NotTracked(db.name()))?;
+        let _claim = self.to_apply.claim(id);
+        if let Some(client) = self.shared.client().filter(|_| db.is_unused()) {
+            self.detach(db, id, client);
+        }
+        let dir = self.lost_dir(&name);
+        disk::create_dir_durable(&dir).map_err(failed("create directory", &dir))?;
+        let to = free_name(&dir, COPY).map_err(failed("look for a free name", &dir))?;
+        copy_database(&path, &to).map_err(failed("copy to lost+found", &path))?;
+        sync_both(&dir)?;
+        db.own_is_kept()?;
+        warn!(
+            db = %name, to = %to.display(),
+            "the log cannot be read, and this node may have committed transactions that the primary does not have: the \
+             file is kept"
+        );
+        Ok(())
     }
 
     /// The position behind which this node committed every transaction itself; `None` if the last was received.
@@ -96,7 +141,7 @@ impl Store {
     pub(super) fn keep_own_file(&self, db: &Database) -> Result<(), OpError> {
         let name = db.name();
         let is_own = match self.own_since(db) {
-            Ok(since) => since.is_some(),
+            Ok(since) => since.is_some() || (db.is_without_log() && db.may_have_own()),
             Err(cause) => {
                 warn!(db = %name, error = %cause, "its log cannot be read: the file is kept");
                 true
@@ -107,6 +152,9 @@ impl Store {
         }
         // Brings the WAL back if no application is there.
         drop(self.call(db, Request::Detach));
+        if !db.is_written_back() {
+            self.keep_transactions(db, Extra::All)?;
+        }
         let dir = self.lost_dir(&name);
         disk::create_dir_durable(&dir).map_err(failed("create directory", &dir))?;
         let stem = format!("{:016x}.db", db.position().txid_raw());
@@ -119,10 +167,14 @@ impl Store {
                 Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
                     return Err(failed("move to lost+found", &from)(cause));
                 }
-                Ok(()) | Err(_) => (),
+                Ok(()) => {
+                    let synced = fs::File::open(&to).and_then(|file| file.sync_all());
+                    synced.map_err(failed("sync file", &to))?;
+                }
+                Err(_) => (),
             }
         }
-        disk::sync_dir(&dir).map_err(failed("sync directory", &dir))?;
+        sync_both(&dir)?;
         self.invalidate(&name);
         warn!(
             db = %name, pos = %db.position(), to = %to.display(),
@@ -145,10 +197,11 @@ impl Store {
     }
 }
 
-/// The next records; `None` at the end, or where the log cannot be read.
+/// The next records, none at the end; `None` where the log cannot be read.
 fn read(db: &Database, after: Pos) -> Option<Vec<LogRecord>> {
-    match db.read_log(after, STEP_BYTES) {
-        Ok(LogRead::Records(records)) => (!records.is_empty()).then_some(records),
+    // What lies before a damaged record is read one by one.
+    match db.read_log(after, STEP_BYTES).or_else(|_| db.read_log(after, 1)) {
+        Ok(LogRead::Records(records)) => Some(records),
         Ok(LogRead::NeedsSnapshot) => {
             error!(db = %db.name(), pos = %after, "the log does not reach back to what the primary has");
             None
@@ -182,6 +235,18 @@ struct Kept {
 }
 
 impl Kept {
+    /// Returns whether all of them could be read.
+    fn keep_all(&mut self, name: &DbName, records: &[LogRecord]) -> Result<bool, OpError> {
+        for record in records {
+            if let Err(cause) = record.ltx.check() {
+                error!(db = %name, pos = %record.pos, error = %cause, "a transaction that the primary lacks cannot be read");
+                return Ok(false);
+            }
+            self.keep(record)?;
+        }
+        Ok(true)
+    }
+
     fn keep(&mut self, record: &LogRecord) -> Result<(), OpError> {
         let Some(header) = header(&record.ltx) else {
             error!(pos = %record.pos, "a record of the log is no change set");
@@ -191,11 +256,19 @@ impl Kept {
         if self.count == 0 {
             disk::create_dir_durable(&self.dir).map_err(failed("create directory", &self.dir))?;
         }
-        let path = self.dir.join(format!("{min}-{max}.ltx"));
-        if !holds(&path, &record.ltx).unwrap_or(false) {
-            let path = free_name(&self.dir, &format!("{min}-{max}.ltx"))
-                .map_err(failed("look for a free name", &path))?;
-            write(&path, &record.ltx).map_err(failed("keep a transaction", &path))?;
+        let name = format!("{min}-{max}.ltx");
+        let kept = names(&name).map(|name| self.dir.join(name));
+        let kept = kept
+            .take_while(|path| path.exists())
+            .find(|path| holds(path, &record.ltx).unwrap_or(false));
+        if let Some(path) = kept {
+            // Whoever wrote it was perhaps killed before it was durable.
+            let synced = fs::File::open(&path).and_then(|file| file.sync_all());
+            synced.map_err(failed("sync file", &path))?;
+        } else {
+            let path =
+                free_name(&self.dir, &name).map_err(failed("look for a free name", &self.dir))?;
+            copy(&mut record.ltx.reader(), &path).map_err(failed("keep a transaction", &path))?;
         }
         self.count += 1;
         self.first.get_or_insert(min);
@@ -208,7 +281,7 @@ impl Kept {
             return Ok(());
         }
         info!(path = %self.dir.display(), files = self.count, "kept");
-        disk::sync_dir(&self.dir).map_err(failed("sync directory", &self.dir))
+        sync_both(&self.dir)
     }
 }
 
@@ -232,19 +305,48 @@ fn holds(path: &Path, ltx: &Payload) -> io::Result<bool> {
     Ok(true)
 }
 
-fn write(path: &Path, ltx: &Payload) -> io::Result<()> {
-    let written = fs::File::create_new(path).and_then(|mut file| {
-        io::copy(&mut ltx.reader(), &mut file)?;
+/// Makes a file with this content, durably.
+fn copy(from: &mut impl io::Read, to: &Path) -> io::Result<()> {
+    let written = fs::File::create_new(to).and_then(|mut file| {
+        io::copy(from, &mut file)?;
         file.sync_all()
     });
-    written.inspect_err(|_| drop(fs::remove_file(path)))
+    written.inspect_err(|_| drop(fs::remove_file(to)))
+}
+
+/// Copies a file, its WAL and its journal.
+fn copy_database(from: &Path, to: &Path) -> io::Result<()> {
+    let suffixes = ["", "-wal", "-journal"];
+    let copied =
+        suffixes.iter().try_for_each(|suffix| match fs::File::open(with_suffix(from, suffix)) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound && !suffix.is_empty() => Ok(()),
+            opened => copy(&mut opened?, &with_suffix(to, suffix)),
+        });
+    copied.inspect_err(|_| {
+        for suffix in suffixes {
+            drop(fs::remove_file(with_suffix(to, suffix)));
+        }
+    })
+}
+
+/// A database's directory, and the one that it is in: perhaps it was made by a daemon that was killed then.
+fn sync_both(dir: &Path) -> Result<(), OpError> {
+    for dir in [Some(dir), dir.parent()].into_iter().flatten() {
+        disk::sync_dir(dir).map_err(failed("sync directory", dir))?;
+    }
+    Ok(())
+}
+
+/// A name, and then the same with numbers.
+fn names(name: &str) -> impl Iterator<Item = String> + use<'_> {
+    let (stem, end) = name.split_once('.').unwrap_or((name, ""));
+    let numbered = (2..10_000_u32).map(move |n| format!("{stem}-{n}.{end}"));
+    std::iter::once(name.to_owned()).chain(numbered)
 }
 
 /// The name, or the name with a number if there is such a file of an earlier time.
 fn free_name(dir: &Path, name: &str) -> io::Result<PathBuf> {
-    let (stem, end) = name.split_once('.').unwrap_or((name, ""));
-    for n in 1..10_000_u32 {
-        let name = if n == 1 { name.to_owned() } else { format!("{stem}-{n}.{end}") };
+    for name in names(name) {
         let path = dir.join(name);
         match fs::symlink_metadata(&path) {
             Ok(_) => (),
@@ -290,6 +392,43 @@ fn failed<'a>(step: &'static str, path: &'a Path) -> impl Fn(io::Error) -> OpErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ltx::{Compressor, Encoder, Flags, WalSource};
+    use crate::types::{Checksum, Epoch, PageNo, PageSize};
+
+    fn record(content: u8) -> LogRecord {
+        let header = Header {
+            flags: Flags::NONE,
+            page_size: PageSize::MIN,
+            commit: 1,
+            min_txid: Txid::FIRST,
+            max_txid: Txid::FIRST,
+            timestamp_ms: 0,
+            pre_apply: None,
+            wal: WalSource::default(),
+            node_id: NodeId::new(1),
+        };
+        let data = vec![content; PageSize::MIN.bytes()];
+        let sum = crate::ltx::page_sum(PageNo::FIRST, &data);
+        let (mut compressor, mut out) = (Compressor::default(), Vec::new());
+        let mut encoder = Encoder::begin(&mut compressor, &mut out, &header).unwrap();
+        encoder.page(PageNo::FIRST, &data).unwrap();
+        encoder.finish(Checksum::EMPTY.toggle(sum)).unwrap();
+        let pos = Pos { epoch: Epoch::new(1), txid: Some(Txid::FIRST), checksum: sum };
+        LogRecord { epoch: pos.epoch, pos, ltx: Payload::Memory(out.into()) }
+    }
+
+    #[test]
+    fn what_is_kept_already_is_not_kept_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = DbName::new(b"x.db").unwrap();
+        for (content, expected) in [(1, 1), (1, 1), (2, 2), (2, 2), (1, 2), (3, 3), (2, 3)] {
+            let at = dir.path().join("x.db");
+            let mut files = Kept { dir: at.clone(), count: 0, first: None, last: None };
+            assert!(files.keep_all(&name, &[record(content)]).unwrap());
+            files.finish().unwrap();
+            assert_eq!(fs::read_dir(&at).unwrap().count(), expected, "{content}");
+        }
+    }
 
     #[test]
     fn every_name_becomes_one_directory_of_its_own() {

@@ -87,6 +87,65 @@ async fn a_node_that_is_only_behind_keeps_nothing() {
     part(0, 5, &[]).await;
 }
 
+/// As [`part`], and the second node's log is lost before it follows.
+async fn lose_log(extra: usize, theirs: usize) -> (tempfile::TempDir, Vec<PathBuf>) {
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Primary::start(&dir.path().join("a")).await;
+    let mut writer = primary.writer("x.db");
+    writer.insert(10);
+    let data = dir.path().join("b");
+    let replica = Replica::start(&data, 2, &primary.url());
+    replica.reaches(&primary, "x.db").await;
+    writer.insert(10);
+    replica.reaches(&primary, "x.db").await;
+    replica.stop().await;
+    let other = Primary::of_node(&data, 2).await;
+    let mut lonely = Writer::of_existing(&other, "x.db");
+    for n in 0..extra {
+        lonely.run(&format!("INSERT INTO t(v) VALUES ('only here {n}')"));
+    }
+    let id = lonely.db().id().unwrap().to_string();
+    drop(lonely);
+    other.stop().await;
+    for file in fs::read_dir(data.join("log").join(id)).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|end| end == "seg") {
+            fs::File::options().write(true).open(path).unwrap().set_len(1024).unwrap();
+        }
+    }
+    for _ in 0..theirs {
+        writer.insert(20);
+    }
+    let replica = Replica::start(&data, 2, &primary.url());
+    let db = replica.store.by_name(&name("x.db")).unwrap();
+    assert!(db.quarantined().unwrap().reason.contains("log ends"), "{:?}", db.quarantined());
+    replica.reaches(&primary, "x.db").await;
+    assert_eq!(db.quarantined(), None);
+    assert_eq!(replica.query("x.db", "SELECT count(*) FROM t"), writer.rows());
+    writer.insert(10);
+    replica.reaches(&primary, "x.db").await;
+    replica.stop().await;
+    let files = kept(&data, "x.db");
+    (dir, files)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_its_log_keeps_the_file_with_its_own_transactions() {
+    for theirs in [0, 3] {
+        let (_dir, files) = lose_log(2, theirs).await;
+        assert_eq!(files[0].file_name().unwrap(), "without-log.db", "{files:?}");
+        let own = "SELECT count(*) FROM t WHERE v LIKE 'only here%'";
+        assert_eq!(query(&files[0], own), 2, "{files:?}");
+        assert!(!files.iter().any(|file| file.ends_with("without-log-2.db")), "{files:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_its_log_and_only_received_keeps_no_file() {
+    let (_dir, files) = lose_log(0, 3).await;
+    assert!(files.is_empty(), "{files:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_only_this_node_had_is_kept_as_a_whole() {
     let dir = tempfile::tempdir().unwrap();

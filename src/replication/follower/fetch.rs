@@ -482,6 +482,9 @@ impl One<'_> {
             if let Some(extra) = extra {
                 store.keep_extra(&database, extra).map_err(FetchError::Install)?;
             }
+            if database.is_without_log() {
+                store.keep_copy(&database).map_err(FetchError::Install)?;
+            }
             store.install(&database, place.pages(), pos).map_err(FetchError::Install)?;
             place.remove();
             Ok(())
