@@ -147,6 +147,44 @@ async fn a_node_that_lost_its_log_and_only_received_keeps_no_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_record_that_is_yet_to_be_applied_is_a_fresh_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let primary = Primary::start(&dir.path().join("a")).await;
+    let mut writer = primary.writer("x.db");
+    writer.insert(10);
+    let data = dir.path().join("b");
+    let replica = Replica::start(&data, 2, &primary.url());
+    replica.reaches(&primary, "x.db").await;
+    let db = replica.store.by_name(&name("x.db")).unwrap();
+    // Nothing is applied, and what was received is forgotten.
+    db.begin_install().unwrap();
+    writer.insert(3000);
+    let wanted = primary.store.by_name(&name("x.db")).unwrap().position();
+    eventually("it is received", || db.position() == wanted).await;
+    for file in fs::read_dir(data.join("log").join(db.id().unwrap().to_string())).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|end| end == "seg") {
+            harm_last_record(&path);
+        }
+    }
+    db.begin_install().unwrap();
+    db.end_install();
+    replica.store.mounted(std::sync::Arc::new(|_| ()));
+    replica.reaches(&primary, "x.db").await;
+    assert_eq!(db.quarantined(), None);
+    assert_eq!(replica.query("x.db", "SELECT count(*) FROM t"), writer.rows());
+    assert!(kept(&data, "x.db").is_empty());
+    replica.stop().await;
+}
+
+fn harm_last_record(segment: &Path) {
+    let bytes = fs::read(segment).unwrap();
+    let at = bytes.windows(4).rposition(|window| window == b"WREC").unwrap() + 104 + 200;
+    let file = fs::File::options().write(true).open(segment).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[!bytes[at]], at as u64).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_only_this_node_had_is_kept_as_a_whole() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("b");
