@@ -12,6 +12,7 @@ use std::path::Path;
 use super::commit::{self, Prepared, Transaction};
 use super::mend::JournalledPages;
 use super::state::State;
+use super::verify::RolledBack;
 use super::{Database, Event, FileRole, OpError, OpenOutcome, Origin, disk_error};
 use crate::disk::{self, clock, fault};
 use crate::sqlite::DatabaseHeader;
@@ -351,9 +352,15 @@ impl Database {
         }
         if state.quarantine.is_some() {
             // Behind a hot journal nobody has a transaction, and the sums may not be replayed.
-            let is_rollback = state.journal_is_hot || self.is_rolled_back(state)?;
-            if !is_rollback {
-                return Err(OpError::Quarantined(self.name()));
+            let rolled_back = if state.journal_is_hot {
+                RolledBack::ButForFreePages
+            } else {
+                self.rolled_back(state)?
+            };
+            match rolled_back {
+                RolledBack::No => return Err(OpError::Quarantined(self.name())),
+                RolledBack::Wholly => (),
+                RolledBack::ButForFreePages => self.note_unlogged(state)?,
             }
             put()?;
             state.journal_is_hot = false;
@@ -573,6 +580,17 @@ impl Database {
         let mut meta = tracked.meta.clone();
         meta.unlogged = true;
         meta.durable_txid = tracked.backfilled.txid_raw();
+        let dir = super::Tracked::log_dir(&self.shared, tracked.id);
+        meta.save(&dir).map_err(disk_error("write meta", &dir))?;
+        tracked.meta = meta;
+        Ok(())
+    }
+
+    /// Notes durably that only a comparison will tell what changed, without any other change of the notes.
+    fn note_unlogged(&self, state: &mut State) -> Result<(), OpError> {
+        let Some(tracked) = state.tracked.as_mut() else { return Ok(()) };
+        let mut meta = tracked.meta.clone();
+        meta.unlogged = true;
         let dir = super::Tracked::log_dir(&self.shared, tracked.id);
         meta.save(&dir).map_err(disk_error("write meta", &dir))?;
         tracked.meta = meta;

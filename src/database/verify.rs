@@ -7,6 +7,7 @@ use super::requests::{database_size, read_or_zeros};
 use super::state::State;
 use super::{Database, OpError, disk_error};
 use crate::ltx::{self, IndexedFile};
+use crate::sqlite::free_leaves;
 use crate::types::{PageNo, Pos};
 
 /// Bytes of log that are looked at together.
@@ -29,6 +30,17 @@ impl Changed {
     pub fn has(&self, page: PageNo) -> bool {
         page.get() > self.kept || self.pages.contains(&page)
     }
+}
+
+/// What a look at the pages of an open transaction says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum RolledBack {
+    /// They have what the transaction wrote.
+    No,
+    /// They are what they were.
+    Wholly,
+    /// They are what they were, but for free pages that no journal restores.
+    ButForFreePages,
 }
 
 impl Database {
@@ -62,24 +74,33 @@ impl Database {
     }
 
     /// Whether the database file holds what it held before the open transaction.
-    pub(super) fn is_rolled_back(&self, state: &mut State) -> Result<bool, OpError> {
+    pub(super) fn rolled_back(&self, state: &mut State) -> Result<RolledBack, OpError> {
         let name = self.name();
         let State { tracked, rollback, .. } = state;
-        let Some(tracked) = tracked.as_mut() else { return Ok(true) };
+        let Some(tracked) = tracked.as_mut() else { return Ok(RolledBack::Wholly) };
         let (page_size, pages) = (tracked.page_size, tracked.pages);
         let file = tracked.main(&self.shared, &name)?;
         let fail = disk_error("read database", name.as_path());
         if database_size(&file).map_err(&fail)? != Some((page_size, pages)) {
-            return Ok(pages == 0);
+            return Ok(if pages == 0 { RolledBack::Wholly } else { RolledBack::No });
         }
         let sums = &mut tracked.files(&self.shared)?.sums;
         let mut data = vec![0; page_size.bytes()];
+        let mut differing = Vec::new();
         for page in rollback.pages().filter(|page| *page != page_size.lock_page()) {
             read_or_zeros(&file, page, page_size, &mut data).map_err(&fail)?;
             if page.get() <= pages && sums.get(page)? != Some(ltx::page_sum(page, &data)) {
-                return Ok(false);
+                differing.push(page);
             }
         }
-        Ok(true)
+        if differing.is_empty() {
+            return Ok(RolledBack::Wholly);
+        }
+        // A journal lacks pages that were free before its transaction: nobody reads what a rollback leaves in them.
+        let mut image =
+            |page: PageNo, buffer: &mut [u8]| read_or_zeros(&file, page, page_size, buffer);
+        let free = free_leaves(page_size, pages, &mut image).map_err(&fail)?;
+        let is_rollback = differing.iter().all(|page| free.contains(page));
+        Ok(if is_rollback { RolledBack::ButForFreePages } else { RolledBack::No })
     }
 }
