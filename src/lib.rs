@@ -1,7 +1,7 @@
 //! Weir: a FUSE file system that replicates SQLite.
 //!
 //! The rooms, from the bottom up; a lower one may use a higher one, never the reverse.
-//! `types`, `sqlite`, `ltx`, `capture` are pure: no file, socket, clock or thread.
+//! `types`, `sqlite`, `ltx`, `capture`, `cluster` are pure: no file, socket, clock or thread.
 //! ARCHITECTURE.md has the map and the path of a write.
 
 pub mod types;
@@ -11,6 +11,8 @@ pub mod sqlite;
 pub mod ltx;
 
 pub mod capture;
+
+pub mod cluster;
 
 pub mod disk;
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// Rooms that take values and return values.
-const PURE: [&str; 4] = ["types", "sqlite", "ltx", "capture"];
+const PURE: [&str; 5] = ["types", "sqlite", "ltx", "capture", "cluster"];
 
 /// What a pure room must not name.
 const IMPURE: [&str; 9] = [
