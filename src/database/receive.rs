@@ -4,8 +4,7 @@
 //! for it, up to a bound, beyond which they are read from the log again.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
-use std::os::unix::fs::FileExt as _;
+use std::io::{self, BufReader};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -13,6 +12,7 @@ use bytes::Bytes;
 use super::apply::InMemory;
 use super::state::{Pending, State, Tracked};
 use super::{Database, Event, OpError, ReceiveError};
+use crate::disk::FileReader;
 use crate::log::{Log, RecordInfo};
 use crate::ltx::{self, Decoder, Header, LtxFile, Trailer};
 use crate::types::{Checksum, Epoch, PageNo, Pos};
@@ -221,29 +221,6 @@ impl Source<'_> {
                 }
             }
         }
-    }
-}
-
-/// Reads the first bytes of a file, wherever others read or write it.
-struct FileReader<'a> {
-    file: &'a File,
-    at: u64,
-    end: u64,
-}
-
-impl<'a> FileReader<'a> {
-    fn new(file: &'a File, end: u64) -> Self {
-        Self { file, at: 0, end }
-    }
-}
-
-impl Read for FileReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
-        let wanted = left.min(buffer.len());
-        let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
-        self.at += read as u64;
-        Ok(read)
     }
 }
 

@@ -1,7 +1,7 @@
-//! Positioned writes of several buffers.
+//! Positioned reads and writes.
 
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::os::unix::fs::FileExt as _;
 
 use super::fault;
@@ -48,6 +48,32 @@ pub fn write_vectored_at(file: &File, buffers: &[IoSlice<'_>], offset: u64) -> i
             Err(rustix::io::Errno::INTR) => {}
             result => return result.map_err(io::Error::from),
         }
+    }
+}
+
+/// Reads the first bytes of a file, wherever others read or write it.
+#[derive(Debug)]
+pub struct FileReader<'a> {
+    file: &'a File,
+    at: u64,
+    end: u64,
+}
+
+impl<'a> FileReader<'a> {
+    /// Reads up to `end`.
+    #[must_use]
+    pub fn new(file: &'a File, end: u64) -> Self {
+        Self { file, at: 0, end }
+    }
+}
+
+impl Read for FileReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
+        let wanted = left.min(buffer.len());
+        let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
+        self.at += read as u64;
+        Ok(read)
     }
 }
 

@@ -9,4 +9,4 @@ mod file;
 pub mod memory;
 
 pub use durable::{Dir, create_dir_durable, replace, sync_dir};
-pub use file::{set_len, sync_data, write_all_at, write_vectored_at};
+pub use file::{FileReader, set_len, sync_data, write_all_at, write_vectored_at};

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::disk::FileReader;
+
 /// Up to here a change set is put together in memory.
 const MEMORY_BYTES_MAX: u64 = 8 << 20;
 /// What is reserved for a change set on the word of the peer.
@@ -64,23 +66,7 @@ impl Assembled {
     pub(super) fn reader(&self) -> Box<dyn Read + '_> {
         match self {
             Self::Memory(bytes) => Box::new(Cursor::new(bytes)),
-            Self::File { file, bytes } => Box::new(FromStart { file, at: 0, end: *bytes }),
+            Self::File { file, bytes } => Box::new(FileReader::new(file, *bytes)),
         }
-    }
-}
-
-struct FromStart<'a> {
-    file: &'a File,
-    at: u64,
-    end: u64,
-}
-
-impl Read for FromStart<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
-        let wanted = left.min(buffer.len());
-        let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
-        self.at += read as u64;
-        Ok(read)
     }
 }
